@@ -1,0 +1,88 @@
+"""Rotary embedding at positions the cache chooses.
+
+The model's own rotary module is replaced by one that rotates nothing, so that stock code hands
+over un-rotated queries and keys; the frequencies it held, with their scaling, live on here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Rotary:
+    """Rotates by the model's own frequencies (RoPE, arXiv 2104.09864, half-split layout).
+
+    inv_freq [rotary_dim / 2] fp32; scaling multiplies cosine and sine (YaRN, LongRoPE).
+    Dimensions beyond rotary_dim pass through unrotated.
+    """
+
+    def __init__(self, inv_freq: Tensor, scaling: float = 1.0) -> None:
+        self.inv_freq = inv_freq.detach().to(torch.float32)
+        self.scaling = float(scaling)
+        self.rotary_dim = 2 * inv_freq.numel()
+
+    def cos_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """positions [..., n] of any integer type -> cosine and sine, each [..., n, rotary_dim / 2] fp32."""
+        inv_freq = self.inv_freq.to(positions.device)
+        angles = positions[..., None].to(torch.float32) * inv_freq
+        return angles.cos() * self.scaling, angles.sin() * self.scaling
+
+    def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x [..., n, head_dim] at positions broadcastable to [..., n]; returns x's shape and dtype.
+
+        The rotation itself is computed in fp32.
+        """
+        return self.apply(x, *self.cos_sin(positions))
+
+    def apply(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotate x [..., n, head_dim] by cosine and sine from `cos_sin`."""
+        half = self.rotary_dim // 2
+        x32 = x.to(torch.float32)
+        first, second = x32[..., :half], x32[..., half : self.rotary_dim]
+        parts = [first * cos - second * sin, second * cos + first * sin]
+        if self.rotary_dim < x.shape[-1]:
+            parts.append(x32[..., self.rotary_dim :])
+        return torch.cat(parts, dim=-1).to(x.dtype)
+
+    def digest(self) -> str:
+        """SHA-256 over frequencies and scaling: two rotaries with one digest rotate alike."""
+        raw = self.inv_freq.cpu().contiguous().numpy().tobytes()
+        return hashlib.sha256(raw + repr(self.scaling).encode()).hexdigest()
+
+
+class IdentityRotary(nn.Module):
+    """Stands in the model where its rotary module was and returns cosine 1, sine 0."""
+
+    def __init__(self, rotary_dim: int) -> None:
+        super().__init__()
+        self.rotary_dim = rotary_dim
+
+    def forward(self, x: Tensor, position_ids: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
+        """Returns ones and zeros of shape [1, n, rotary_dim] in x's dtype."""
+        shape = (1, position_ids.shape[-1], self.rotary_dim)
+        return x.new_ones(shape), x.new_zeros(shape)
+
+
+def take_rotary(decoder: Any) -> Rotary:
+    """Remove the rotary module of a decoder stack, leave the identity, return its frequencies.
+
+    LongRoPE keeps two frequency sets and switches by length; a document session is long by
+    design, so the long set is taken for good (and stated in the snapshot's rotary digest).
+    """
+    module = decoder.rotary_emb
+    inv_freq = module.inv_freq
+    scaling = float(module.attention_scaling)
+    parameters = getattr(decoder.config, "rope_parameters", None) or {}
+    if parameters.get("rope_type") == "longrope":
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+        inv_freq, scaling = ROPE_INIT_FUNCTIONS["longrope"](
+            decoder.config, inv_freq.device, seq_len=int(decoder.config.max_position_embeddings)
+        )
+    rotary = Rotary(inv_freq, scaling)
+    decoder.rotary_emb = IdentityRotary(rotary.rotary_dim)
+    return rotary

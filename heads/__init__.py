@@ -1,0 +1,1 @@
+"""What deserves its place in the cache. Knows no document and no user interface."""
