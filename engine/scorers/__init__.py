@@ -1,0 +1,1 @@
+"""Scorers that need no training, one file each. Knows no trained head."""

@@ -1,0 +1,55 @@
+"""The meaning of every kernel, in plain torch. Slow is fine here; wrong is not.
+
+Shapes: q [..., n_q, head_dim], k and v [..., n_k, head_dim]; `scale` multiplies q.k. Every
+attention returns its output in q's dtype and the log-sum-exp of its logits [..., n_q] in fp32,
+so that attentions over disjoint sets of keys can be merged exactly.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Every query sees every key. Computed in fp32."""
+    logits = torch.matmul(q.float(), k.float().transpose(-1, -2)) * scale
+    return _finish(logits, q, v)
+
+
+def attend_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Query i sees keys 0..i; n_q equals n_k."""
+    logits = torch.matmul(q.float(), k.float().transpose(-1, -2)) * scale
+    n = q.shape[-2]
+    future = torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)
+    return _finish(logits.masked_fill(future, float("-inf")), q, v)
+
+
+def _finish(logits: Tensor, q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    lse = torch.logsumexp(logits, dim=-1)
+    out = torch.matmul(torch.exp(logits - lse[..., None]), v.float())
+    return out.to(q.dtype), lse
+
+
+def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
+    """Join two attentions of the same queries over disjoint keys (flash-decoding, by log-sum-exp)."""
+    lse = torch.logaddexp(lse_a, lse_b)
+    weight_a = torch.exp(lse_a - lse)[..., None]
+    weight_b = torch.exp(lse_b - lse)[..., None]
+    out = out_a.float() * weight_a + out_b.float() * weight_b
+    return out.to(out_a.dtype), lse
+
+
+def key_mass(
+    q: Tensor, k: Tensor, lse: Tensor, scale: float, *, causal: bool = False
+) -> Tensor:
+    """Attention each key receives, summed over queries: [..., n_k] fp32.
+
+    lse [..., n_q] is that of the whole attention, so masses over disjoint key sets add up to n_q.
+    """
+    logits = torch.matmul(q.float(), k.float().transpose(-1, -2)) * scale
+    if causal:
+        n = q.shape[-2]
+        future = torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)
+        logits = logits.masked_fill(future, float("-inf"))
+    return torch.exp(logits - lse.float()[..., None]).sum(dim=-2)
