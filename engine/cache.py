@@ -1,0 +1,309 @@
+"""The document's cache: ragged heads of un-rotated keys and values, and views to ask on.
+
+Slots and positions are different things: an entry's slot is where it lies in the cache, its
+position is its index in the document. Keys are stored un-rotated; where they are turned to is
+decided when they are read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+import kernels
+from engine.geometry import ModelGeometry
+from engine.rotary import Rotary
+
+
+@dataclass
+class LayerCache:
+    """One layer: all heads' entries in flat tensors, head after head.
+
+    keys, values  [sum_len, head_dim], keys un-rotated
+    offsets       n_kv_heads + 1 integers: head h owns rows offsets[h] to offsets[h + 1]
+    positions     [sum_len] int32, index in the document, ascending inside a head
+    scores        [sum_len] fp32, higher = keep
+    """
+
+    keys: Tensor
+    values: Tensor
+    offsets: tuple[int, ...]
+    positions: Tensor
+    scores: Tensor
+
+    @classmethod
+    def empty(
+        cls, geometry: ModelGeometry, dtype: torch.dtype, device: torch.device
+    ) -> LayerCache:
+        """A layer that holds nothing."""
+        rows = torch.empty(0, geometry.head_dim, dtype=dtype, device=device)
+        return cls(
+            rows,
+            rows.clone(),
+            (0,) * (geometry.n_kv_heads + 1),
+            torch.empty(0, dtype=torch.int32, device=device),
+            torch.empty(0, dtype=torch.float32, device=device),
+        )
+
+    @property
+    def lengths(self) -> list[int]:
+        """Entries per head."""
+        return [b - a for a, b in zip(self.offsets, self.offsets[1:], strict=False)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all four tensors."""
+        return sum(t.nbytes for t in (self.keys, self.values, self.positions, self.scores))
+
+    def rows(self, head: int) -> slice:
+        """The rows that belong to one head."""
+        return slice(self.offsets[head], self.offsets[head + 1])
+
+
+@dataclass
+class DocCache:
+    """One document as one model read it: a layer cache per layer, and where the reading stands.
+
+    positions_mode  "original": entries are read at their document positions;
+                    "compact": at slots 0..length-1 of their head
+    token_ids       [n_seen] int64, everything read so far, kept or not
+    last_logits     [vocab] fp32, the model's prediction after the last token read
+    scorer_state    what the scorer needs to go on
+    """
+
+    geometry: ModelGeometry
+    rotary: Rotary
+    positions_mode: Literal["original", "compact"]
+    compute_dtype: torch.dtype
+    layers: list[LayerCache]
+    token_ids: Tensor
+    last_logits: Tensor | None = None
+    scorer_state: dict[str, Tensor] = field(default_factory=dict)
+    frozen: bool = False
+    _readable: list[ReadLayer] = field(default_factory=list, repr=False)
+
+    @classmethod
+    def empty(
+        cls,
+        geometry: ModelGeometry,
+        rotary: Rotary,
+        positions_mode: Literal["original", "compact"],
+        *,
+        compute_dtype: torch.dtype,
+        kv_dtype: torch.dtype,
+        device: torch.device,
+    ) -> DocCache:
+        """A cache before the first token."""
+        layers = [LayerCache.empty(geometry, kv_dtype, device) for _ in range(geometry.n_layers)]
+        ids = torch.empty(0, dtype=torch.int64)
+        return cls(geometry, rotary, positions_mode, compute_dtype, layers, ids)
+
+    @property
+    def n_seen(self) -> int:
+        """Document tokens read."""
+        return len(self.token_ids)
+
+    @property
+    def n_entries(self) -> int:
+        """Entries over all layers and heads."""
+        return sum(layer.offsets[-1] for layer in self.layers)
+
+    @property
+    def kept_tokens(self) -> float:
+        """Mean entries per layer and KV head."""
+        return self.n_entries / self.geometry.n_slots
+
+    @property
+    def kept_fraction(self) -> float:
+        """Entries kept over entries seen."""
+        return self.kept_tokens / self.n_seen if self.n_seen else 1.0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the cache itself: keys, values, positions and scores of all layers."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    def freeze(self) -> DocCache:
+        """End the reading: from here on the cache never changes. Returns itself."""
+        self.frozen = True
+        return self
+
+    def view(self) -> CacheView:
+        """A copy-on-write view for one question; the cache itself stays as it is."""
+        if not self.frozen:
+            raise AssertionError("only a frozen cache can be asked")
+        if not self._readable:
+            self._readable = [ReadLayer.of(self, layer) for layer in self.layers]
+        return CacheView(self, self._readable)
+
+    def check(self) -> None:
+        """Assert the invariants: sizes fit, positions ascend inside each head, all is finite."""
+        assert len(self.layers) == self.geometry.n_layers
+        for number, layer in enumerate(self.layers):
+            total = layer.offsets[-1]
+            name = f"layer {number}"
+            assert len(layer.offsets) == self.geometry.n_kv_heads + 1, name
+            assert all(n >= 0 for n in layer.lengths) and layer.offsets[0] == 0, name
+            assert layer.keys.shape == (total, self.geometry.head_dim), name
+            assert layer.values.shape == layer.keys.shape, name
+            assert layer.positions.shape == layer.scores.shape == (total,), name
+            assert bool(torch.isfinite(layer.keys).all()), name
+            assert bool(torch.isfinite(layer.values).all()), name
+            for head in range(self.geometry.n_kv_heads):
+                positions = layer.positions[layer.rows(head)]
+                assert bool((positions[1:] > positions[:-1]).all()), f"{name} head {head}"
+                if len(positions):
+                    assert 0 <= int(positions[0]) <= int(positions[-1]) < self.n_seen, name
+
+
+def read_positions(cache: DocCache, layer: LayerCache, head: int) -> Tensor:
+    """Rotary positions of one head's entries under the cache's rule: [length]."""
+    rows = layer.rows(head)
+    if cache.positions_mode == "original":
+        return layer.positions[rows]
+    return torch.arange(rows.stop - rows.start, device=layer.positions.device)
+
+
+def first_free_positions(cache: DocCache, layer: LayerCache) -> Tensor:
+    """Rotary position of the next token for each KV head: [n_kv_heads, 1] int64."""
+    if cache.positions_mode == "original":
+        values = [cache.n_seen] * cache.geometry.n_kv_heads
+    else:
+        values = layer.lengths
+    return torch.tensor(values, device=layer.positions.device)[:, None]
+
+
+@dataclass(frozen=True)
+class ReadLayer:
+    """A layer as attention reads it: keys rotated, everything in the computing dtype.
+
+    keys, values  one tensor [1, length, head_dim] per KV head
+    start         [n_kv_heads, 1] rotary position of the first token after the entries
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    start: Tensor
+
+    @classmethod
+    def of(cls, cache: DocCache, layer: LayerCache) -> ReadLayer:
+        """Rotate a layer's keys to where the cache's rule puts them."""
+        keys, values = [], []
+        for head in range(cache.geometry.n_kv_heads):
+            rows = layer.rows(head)
+            k = layer.keys[rows].to(cache.compute_dtype)
+            keys.append(cache.rotary.rotate(k, read_positions(cache, layer, head))[None])
+            values.append(layer.values[rows].to(cache.compute_dtype)[None])
+        return cls(keys, values, first_free_positions(cache, layer))
+
+    def attend(self, packed_q: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
+        """packed_q [n_kv_heads, group * n, head_dim], rotated -> output and log-sum-exp.
+
+        None if there is nothing to attend to. Every head of a model keeps its sinks, so heads
+        are empty all together or not at all.
+        """
+        if self.keys[0].shape[1] == 0:
+            return None
+        parts = [
+            kernels.attend(packed_q[head : head + 1], k, v, scale)
+            for head, (k, v) in enumerate(zip(self.keys, self.values, strict=True))
+        ]
+        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+def pack(q: Tensor, n_kv_heads: int) -> Tensor:
+    """[n_q_heads, n, d] -> [n_kv_heads, group * n, d]: the query group becomes rows."""
+    return q.reshape(n_kv_heads, -1, q.shape[-1])
+
+
+def rotate_group(rotary: Rotary, q: Tensor, positions: Tensor) -> Tensor:
+    """Rotate queries [n_q_heads, n, d] at their KV head's positions [n_kv_heads, n]."""
+    grouped = q.reshape(positions.shape[0], -1, *q.shape[1:])
+    return rotary.rotate(grouped, positions[:, None, :]).reshape(q.shape)
+
+
+class CacheView:
+    """A question on top of a frozen cache: shares its entries, appends its own, changes nothing.
+
+    It is a `Store`: the model's forward passes append their keys and values to the view's tail.
+    """
+
+    wants_hidden = False
+
+    def __init__(self, cache: DocCache, readable: list[ReadLayer]) -> None:
+        self.cache = cache
+        self._readable = readable
+        self._tail_k: list[Tensor | None] = [None] * len(readable)
+        self._tail_v: list[Tensor | None] = [None] * len(readable)
+
+    @property
+    def n_tail(self) -> int:
+        """Tokens appended on top of the document."""
+        tail = self._tail_k[-1]
+        return 0 if tail is None else tail.shape[1]
+
+    def fork(self) -> CacheView:
+        """A second view that goes its own way from here; tails are shared until either grows."""
+        twin = CacheView(self.cache, self._readable)
+        twin._tail_k, twin._tail_v = list(self._tail_k), list(self._tail_v)
+        return twin
+
+    def crop(self, n_tail: int) -> None:
+        """Forget everything after the first `n_tail` appended tokens."""
+        if not 0 <= n_tail <= self.n_tail:
+            raise AssertionError(f"cannot crop a tail of {self.n_tail} tokens to {n_tail}")
+        for tail in (self._tail_k, self._tail_v):
+            tail[:] = [None if t is None else t[:, :n_tail] for t in tail]
+
+    def see_hidden(self, layer: int, hidden: Tensor) -> None:
+        """Store protocol; a view has no use for it."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Store protocol: document entries, then the tail so far, then causally the new tokens."""
+        geometry, rotary = self.cache.geometry, self.cache.rotary
+        entries = self._readable[layer]
+        past_k, past_v = self._tail_k[layer], self._tail_v[layer]
+        n_past = 0 if past_k is None else past_k.shape[1]
+        positions = entries.start + n_past + torch.arange(k.shape[1], device=k.device)
+        q = rotate_group(rotary, q, positions)
+        k = rotary.rotate(k, positions)
+        if past_k is not None and past_v is not None:
+            tail_k, tail_v = torch.cat([past_k, k], dim=1), torch.cat([past_v, v], dim=1)
+        else:
+            tail_k, tail_v = k, v.contiguous()
+        self._tail_k[layer], self._tail_v[layer] = tail_k, tail_v
+        packed = pack(q, geometry.n_kv_heads)
+        parts = [entries.attend(packed, scale)]
+        if k.shape[1] == 1:
+            parts.append(kernels.attend(packed, tail_k, tail_v, scale))
+        else:
+            if past_k is not None and past_v is not None and n_past:
+                parts.append(kernels.attend(packed, past_k, past_v, scale))
+            parts.append(attend_within(q, k, v, scale, geometry.n_kv_heads))
+        return merged(parts).reshape(q.shape)
+
+
+def attend_within(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, n_kv_heads: int
+) -> tuple[Tensor, Tensor]:
+    """Causal attention of new tokens over themselves, packed: [n_kv_heads, group * n, d] and lse.
+
+    Keys are repeated for the group here, and only here: n is one chunk, not the cache.
+    """
+    group = q.shape[0] // n_kv_heads
+    out, lse = kernels.attend_causal(
+        q, k.repeat_interleave(group, dim=0), v.repeat_interleave(group, dim=0), scale
+    )
+    return pack(out, n_kv_heads), lse.reshape(n_kv_heads, -1)
+
+
+def merged(parts: list[tuple[Tensor, Tensor] | None]) -> Tensor:
+    """Join attentions over disjoint keys; None stands for no keys."""
+    present = [part for part in parts if part is not None]
+    out, lse = present[0]
+    for other_out, other_lse in present[1:]:
+        out, lse = kernels.merge(out, lse, other_out, other_lse)
+    return out

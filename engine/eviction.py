@@ -1,0 +1,198 @@
+"""Which entries stay: budgets, allocation and selection over ragged heads.
+
+Budget and what it includes: `budget_tokens` is the mean number of entries per layer and KV head,
+sinks, stabilizers and locals included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from engine.errors import InvalidSetting
+
+Allocation = Literal["uniform", "per_layer", "global", "profile"]
+ALLOCATIONS: tuple[str, ...] = ("uniform", "per_layer", "global", "profile")
+Positions = Literal["auto", "original", "compact"]
+POSITIONS: tuple[str, ...] = ("auto", "original", "compact")
+# Kept free inside the trained window for the question and the answer.
+RESERVE_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class EvictionConfig:
+    """How many entries stay, and which may never go.
+
+    budget_tokens       mean entries per layer and KV head; None keeps everything
+    allocation          how the total is shared: every head alike, pooled per layer, pooled over
+                        all layers, or by a fixed `profile`
+    head_floor          per_layer and global: share of budget_tokens each head keeps by its own best
+    sink_tokens         first tokens of the document, never evicted
+    stabilizer_tokens   newest tokens, protected while more text is to come
+    local_tokens        last tokens of the document, never evicted
+    positions           rotary positions at read: document index, slots 0..kept-1, or automatic
+    profile             relative share per layer and KV head, any positive scale
+    """
+
+    budget_tokens: int | None = 4096
+    allocation: Allocation = "uniform"
+    head_floor: float = 0.1
+    sink_tokens: int = 4
+    stabilizer_tokens: int = 64
+    local_tokens: int = 32
+    positions: Positions = "auto"
+    profile: tuple[tuple[float, ...], ...] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.allocation not in ALLOCATIONS:
+            raise InvalidSetting(f"allocation '{self.allocation}' is none of {ALLOCATIONS}.")
+        if self.positions not in POSITIONS:
+            raise InvalidSetting(f"positions '{self.positions}' is none of {POSITIONS}.")
+        if not 0 <= self.head_floor <= 1:
+            raise InvalidSetting(f"head_floor {self.head_floor} is not between 0 and 1.")
+        for name in ("sink_tokens", "stabilizer_tokens", "local_tokens"):
+            if getattr(self, name) < 0:
+                raise InvalidSetting(f"{name} {getattr(self, name)} is negative.")
+        if self.budget_tokens is not None and self.budget_tokens <= self.protected_tokens:
+            raise InvalidSetting(
+                f"budget_tokens {self.budget_tokens} must be above {self.protected_tokens}, "
+                "the sinks plus the larger of stabilizers and locals."
+            )
+        if (self.allocation == "profile") != (self.profile is not None):
+            raise InvalidSetting("allocation 'profile' and a profile go together.")
+
+    @property
+    def protected_tokens(self) -> int:
+        """Most entries of a head that the rules alone can hold."""
+        return self.sink_tokens + max(self.stabilizer_tokens, self.local_tokens)
+
+    def resolve_positions(self, n_tokens: int, window: int) -> Literal["original", "compact"]:
+        """`auto`: document positions while text, question and answer fit the trained window."""
+        if self.positions != "auto":
+            return self.positions
+        return "original" if n_tokens + RESERVE_TOKENS <= window else "compact"
+
+
+@dataclass(frozen=True)
+class HeadEntries:
+    """One head's candidates: scores [n] fp32 (higher = keep) and document positions [n] ascending."""
+
+    scores: Tensor
+    positions: Tensor
+
+
+def protected(positions: Tensor, config: EvictionConfig, n_seen: int, *, last: bool) -> Tensor:
+    """Mask [n] of entries the rules keep: sinks, and the newest (stabilizers, at the end locals)."""
+    newest = config.local_tokens if last else config.stabilizer_tokens
+    return (positions < config.sink_tokens) | (positions >= n_seen - newest)
+
+
+def select(
+    entries: list[list[HeadEntries]],
+    config: EvictionConfig,
+    n_seen: int,
+    *,
+    last: bool,
+    ceiling: int | None = None,
+) -> list[list[Tensor]]:
+    """Choose the entries that stay.
+
+    entries    per layer, per KV head
+    n_seen     document tokens read so far
+    last       the document ends here: locals replace stabilizers
+    ceiling    most entries any head may hold (the trained window, with compact positions)
+    Returns    per layer, per KV head: kept indices, ascending, int64
+
+    Ties go to the later position, then to the earlier layer and head, so that two readings of
+    one document choose alike.
+    """
+    if config.budget_tokens is None:
+        return [
+            [torch.arange(len(e.scores), device=e.scores.device) for e in heads]
+            for heads in entries
+        ]
+    ranks = [
+        [_ranked(e, protected(e.positions, config, n_seen, last=last)) for e in heads]
+        for heads in entries
+    ]
+    n_heads = len(entries[0])
+    if config.allocation in ("uniform", "profile"):
+        shares = _shares(config, len(entries), n_heads)
+        chosen = [
+            [r.take(_capped(share, ceiling)) for r, share in zip(row, row_shares, strict=True)]
+            for row, row_shares in zip(ranks, shares, strict=True)
+        ]
+    elif config.allocation == "per_layer":
+        chosen = [_pooled([row], config, ceiling)[0] for row in ranks]
+    else:
+        chosen = _pooled(ranks, config, ceiling)
+    return [[c.sort().values for c in row] for row in chosen]
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """A head's entries, best first: protected ones, then by score, then the later position."""
+
+    order: Tensor
+    scores: Tensor
+    positions: Tensor
+    n_protected: int
+
+    def take(self, n: int) -> Tensor:
+        return self.order[: max(n, self.n_protected)]
+
+
+def _ranked(entries: HeadEntries, keep: Tensor) -> _Ranked:
+    scores = entries.scores
+    if torch.isnan(scores).any():
+        raise AssertionError("a scorer returned NaN")
+    forced = torch.where(keep, torch.inf, scores.clamp(min=torch.finfo(torch.float32).min))
+    # Flipped, so that the stable sort puts the later of two equal entries first.
+    order = len(scores) - 1 - torch.sort(forced.flip(0), descending=True, stable=True).indices
+    return _Ranked(order, scores[order], entries.positions[order], int(keep.sum()))
+
+
+def _capped(n: int, ceiling: int | None) -> int:
+    return n if ceiling is None else min(n, ceiling)
+
+
+def _shares(config: EvictionConfig, n_layers: int, n_heads: int) -> list[list[int]]:
+    """Entries per layer and head, summing to the whole budget; the profile is rounded to it."""
+    assert config.budget_tokens is not None
+    if config.profile is None:
+        return [[config.budget_tokens] * n_heads for _ in range(n_layers)]
+    weights = torch.tensor(config.profile, dtype=torch.float64)
+    if weights.shape != (n_layers, n_heads) or bool((weights <= 0).any()):
+        raise InvalidSetting(f"the profile must hold {n_layers} x {n_heads} positive shares.")
+    exact = weights.flatten() / weights.sum() * config.budget_tokens * n_layers * n_heads
+    shares = exact.floor()
+    missing = int(round(float(exact.sum()))) - int(shares.sum())
+    shares[torch.sort(exact - shares, descending=True, stable=True).indices[:missing]] += 1
+    return [[int(s) for s in row] for row in shares.reshape(n_layers, n_heads)]
+
+
+def _pooled(
+    ranks: list[list[_Ranked]], config: EvictionConfig, ceiling: int | None
+) -> list[list[Tensor]]:
+    """One budget over several layers and heads: protected, then each head's floor, then the best."""
+    assert config.budget_tokens is not None
+    heads = [r for row in ranks for r in row]
+    total = config.budget_tokens * len(heads)
+    floor = _capped(int(config.head_floor * config.budget_tokens), ceiling)
+    sure = [min(len(r.order), max(r.n_protected, floor)) for r in heads]
+    ends = [max(n, _capped(len(r.order), ceiling)) for r, n in zip(heads, sure, strict=True)]
+    spans = list(enumerate(zip(sure, ends, strict=True)))
+    device = heads[0].scores.device
+    owner = torch.cat([torch.full((end - start,), i, device=device) for i, (start, end) in spans])
+    scores = torch.cat([r.scores[s:e] for r, s, e in zip(heads, sure, ends, strict=True)])
+    positions = torch.cat([r.positions[s:e] for r, s, e in zip(heads, sure, ends, strict=True)])
+    later_first = torch.sort(positions, descending=True, stable=True).indices
+    best = later_first[torch.sort(scores[later_first], descending=True, stable=True).indices]
+    winners = owner[best[: max(total - sum(sure), 0)]]
+    extra = torch.bincount(winners, minlength=len(heads)).tolist()
+    # Within a head the pool's order is the head's own, so counts say which entries won.
+    taken = iter(r.order[: s + n] for r, s, n in zip(heads, sure, extra, strict=True))
+    return [[next(taken) for _ in row] for row in ranks]

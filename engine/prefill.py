@@ -1,0 +1,321 @@
+"""Reading a document: chunk by chunk into a cache of bounded size.
+
+For each chunk, in every layer: attend to the kept entries and causally to the chunk, score the
+new entries; after the whole forward, evict down to the budget (Locret, arXiv 2410.01805, alg. 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+import kernels
+from engine.attention import decoder_of
+from engine.cache import (
+    DocCache,
+    LayerCache,
+    ReadLayer,
+    attend_within,
+    merged,
+    pack,
+    rotate_group,
+)
+from engine.errors import InvalidSetting, PrefillStopped
+from engine.eviction import RESERVE_TOKENS, EvictionConfig, HeadEntries, select
+from engine.scoring import LayerStep, Scorer, group_mean
+
+if TYPE_CHECKING:
+    from engine.loader import LoadedModel
+
+_LOGIT_ROWS = 256  # rows of vocabulary logits held at once for scorers that want them
+
+
+@dataclass(frozen=True)
+class PrefillConfig:
+    """How a document is read: tokens a forward pass, what stays, and how entries are stored.
+
+    kv_dtype  "auto" stores 16 bits: the computing dtype if it has 16, else fp16, whose mantissa
+              is finer than bf16's; "fp32" stores what was computed.
+    """
+
+    chunk_tokens: int = 1024
+    eviction: EvictionConfig = field(default_factory=EvictionConfig)
+    kv_dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.chunk_tokens < 1:
+            raise InvalidSetting(f"chunk_tokens {self.chunk_tokens} is below 1.")
+        if self.kv_dtype not in ("auto", "fp32", "fp16", "bf16"):
+            raise InvalidSetting(f"kv_dtype '{self.kv_dtype}' is none of auto, fp32, fp16, bf16.")
+
+    def storage_dtype(self, compute_dtype: torch.dtype) -> torch.dtype:
+        """The dtype keys and values are kept in."""
+        if self.kv_dtype == "auto":
+            return torch.float16 if compute_dtype == torch.float32 else compute_dtype
+        return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.kv_dtype]
+
+
+@torch.inference_mode()
+def prefill(
+    model: LoadedModel,
+    token_ids: Sequence[int],
+    config: PrefillConfig,
+    scorer: Scorer,
+    *,
+    resume: DocCache | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+    on_checkpoint: Callable[[DocCache], None] | None = None,
+    checkpoint_every_chunks: int = 8,
+) -> DocCache:
+    """Read `token_ids` into a frozen cache.
+
+    resume         a cache of the same document's beginning, as given to `on_checkpoint`
+    on_progress    (tokens done, tokens in all), after each chunk
+    stop           asked before each chunk; true raises PrefillStopped, which carries the cache
+    on_checkpoint  gets the cache every `checkpoint_every_chunks` chunks, not after the last
+    Raises         InvalidSetting if the document or the resumed state cannot be read this way
+    """
+    ids = torch.as_tensor(token_ids, dtype=torch.int64)
+    cache = _start(model, ids, config, scorer, resume)
+    ceiling = _ceiling(cache, config)
+    n_chunks = 0
+    while cache.n_seen < len(ids):
+        if stop is not None and stop():
+            cache.scorer_state = scorer.state()
+            raise PrefillStopped(cache, cache.n_seen, len(ids))
+        chunk = ids[cache.n_seen : cache.n_seen + config.chunk_tokens]
+        last = cache.n_seen + len(chunk) == len(ids)
+        read_chunk(model, cache, chunk, config, scorer, last=last, ceiling=ceiling)
+        n_chunks += 1
+        if on_progress is not None:
+            on_progress(cache.n_seen, len(ids))
+        if on_checkpoint is not None and not last and n_chunks % checkpoint_every_chunks == 0:
+            cache.scorer_state = scorer.state()
+            on_checkpoint(cache)
+    cache.scorer_state = scorer.state()
+    return cache.freeze()
+
+
+def _start(
+    model: LoadedModel,
+    ids: Tensor,
+    config: PrefillConfig,
+    scorer: Scorer,
+    resume: DocCache | None,
+) -> DocCache:
+    if not len(ids):
+        raise InvalidSetting("There is nothing to read: the document has no tokens.")
+    window = model.geometry.window
+    mode = config.eviction.resolve_positions(len(ids), window)
+    if mode == "original" and len(ids) > window:
+        raise InvalidSetting(
+            f"{len(ids)} tokens at their original positions exceed the model's window of {window}.",
+            "Use compact positions.",
+        )
+    scorer.reset()
+    if resume is None:
+        return DocCache.empty(
+            model.geometry,
+            model.rotary,
+            mode,
+            compute_dtype=model.compute_dtype,
+            kv_dtype=config.storage_dtype(model.compute_dtype),
+            device=torch.device(model.device),
+        )
+    if resume.positions_mode != mode or not torch.equal(resume.token_ids, ids[: resume.n_seen]):
+        raise InvalidSetting("The saved beginning belongs to another document or setting.")
+    scorer.load_state(resume.scorer_state)
+    resume.frozen = False
+    return resume
+
+
+def _ceiling(cache: DocCache, config: PrefillConfig) -> int | None:
+    """Most entries a head may hold, so that compact positions stay inside the trained window."""
+    if cache.positions_mode == "original":
+        return None
+    ceiling = cache.geometry.window - max(config.chunk_tokens, RESERVE_TOKENS)
+    budget = config.eviction.budget_tokens
+    needed = config.eviction.protected_tokens if budget is None else 0
+    if budget is None or ceiling <= config.eviction.protected_tokens:
+        raise InvalidSetting(
+            f"Compact positions need a budget, and a window above "
+            f"{max(config.chunk_tokens, RESERVE_TOKENS) + max(needed, 1)} tokens; "
+            f"the model's is {cache.geometry.window}.",
+            "Set a budget or smaller chunks.",
+        )
+    return ceiling
+
+
+def read_chunk(
+    model: LoadedModel,
+    cache: DocCache,
+    chunk: Tensor,
+    config: PrefillConfig,
+    scorer: Scorer,
+    *,
+    last: bool,
+    ceiling: int | None = None,
+) -> None:
+    """Read one chunk [n] of token ids and evict down to the budget. Changes the cache in place."""
+    step = ChunkStore(cache, scorer, len(chunk))
+    chunk = chunk.to(model.device)
+    hidden = decoder_of(model.model)(
+        input_ids=chunk[None], use_cache=False, store=step
+    ).last_hidden_state[0]
+    if scorer.wants_logits:
+        step.replace_scores(_prediction_scores(model, cache, hidden, chunk, scorer))
+    cache.last_logits = model.model.lm_head(hidden[-1]).float()
+    cache.token_ids = torch.cat([cache.token_ids, chunk.cpu()])
+    step.evict(config.eviction, last=last, ceiling=ceiling)
+
+
+def _prediction_scores(
+    model: LoadedModel, cache: DocCache, hidden: Tensor, chunk: Tensor, scorer: Scorer
+) -> Tensor:
+    """Scores of a chunk from the predictions of its tokens, a few rows of logits at a time."""
+    scores = []
+    for first in range(0, len(chunk), _LOGIT_ROWS):
+        rows = range(first, min(first + _LOGIT_ROWS, len(chunk)))
+        if first == 0:
+            logits = model.model.lm_head(hidden[: rows.stop - 1]).float()
+            before = cache.last_logits
+            before = logits.new_zeros(model.model.lm_head.out_features) if before is None else before
+            logits = torch.cat([before.to(logits.device)[None], logits])
+        else:
+            logits = model.model.lm_head(hidden[first - 1 : rows.stop - 1]).float()
+        part = scorer.see_logits(logits, chunk[rows.start : rows.stop])
+        assert part is not None
+        scores.append(part)
+    return torch.cat(scores)
+
+
+class ChunkStore:
+    """The `Store` of one chunk: reads the kept entries, holds the new ones until the eviction."""
+
+    def __init__(self, cache: DocCache, scorer: Scorer, n_new: int) -> None:
+        self.cache = cache
+        self.scorer = scorer
+        self.wants_hidden = scorer.wants_hidden
+        device = cache.layers[0].keys.device
+        self.positions = torch.arange(cache.n_seen, cache.n_seen + n_new, device=device)
+        self._hidden: Tensor | None = None
+        self._new: list[tuple[Tensor, Tensor]] = []
+        self._scores: list[list[Tensor]] = []  # per layer, per head: kept entries, then new ones
+
+    def see_hidden(self, layer: int, hidden: Tensor) -> None:
+        """Store protocol."""
+        self._hidden = hidden
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Store protocol: kept entries without a mask, the chunk causally, merged exactly."""
+        cache, geometry = self.cache, self.cache.geometry
+        entries = ReadLayer.of(cache, cache.layers[layer])
+        positions = entries.start + torch.arange(k.shape[1], device=k.device)
+        q_rot = rotate_group(cache.rotary, q, positions)
+        k_rot = cache.rotary.rotate(k, positions)
+        packed = pack(q_rot, geometry.n_kv_heads)
+        within = attend_within(q_rot, k_rot, v, scale, geometry.n_kv_heads)
+        history = entries.attend(packed, scale)
+        if history is None:
+            out, lse = within
+        else:
+            out, lse = kernels.merge(*history, *within)
+        mass: tuple[Tensor | None, list[Tensor]] = (None, [])
+        if self.scorer.wants_mass:
+            mass = _mass(entries, q_rot, k_rot, lse, scale)
+        self._score(layer, q, k, v, scale, mass)
+        return out.reshape(q.shape)
+
+    def _score(
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float,
+        mass: tuple[Tensor | None, list[Tensor]],
+    ) -> None:
+        cached = self.cache.layers[layer]
+        step = LayerStep(
+            layer, self.cache.geometry, q, k, v, self.positions, scale, self._hidden, *mass
+        )
+        n_heads = self.cache.geometry.n_kv_heads
+        kept = [cached.scores[cached.rows(head)] for head in range(n_heads)]
+        new = self.scorer.score(step).to(torch.float32)
+        kept = self.scorer.rescore(step, kept)
+        self._scores.append([torch.cat([kept[h], new[h]]) for h in range(n_heads)])
+        dtype = cached.keys.dtype
+        self._new.append((_stored(k, dtype), _stored(v, dtype)))
+
+    def replace_scores(self, scores: Tensor) -> None:
+        """Give the chunk's entries these scores [n] in every layer and head."""
+        n_new = len(scores)
+        for row in self._scores:
+            for head, old in enumerate(row):
+                row[head] = torch.cat([old[: len(old) - n_new], scores])
+
+    def evict(self, config: EvictionConfig, *, last: bool, ceiling: int | None) -> None:
+        """Append the chunk to the cache and drop what the budget does not hold."""
+        n_heads = self.cache.geometry.n_kv_heads
+        new_positions = self.positions.to(torch.int32)
+        entries = []
+        for layer, scores in zip(self.cache.layers, self._scores, strict=True):
+            places = [torch.cat([layer.positions[layer.rows(h)], new_positions]) for h in range(n_heads)]
+            entries.append([HeadEntries(s, p) for s, p in zip(scores, places, strict=True)])
+        chosen = select(entries, config, self.cache.n_seen, last=last, ceiling=ceiling)
+        for number, row in enumerate(chosen):
+            self.cache.layers[number] = self._gathered(number, row, entries[number])
+            self._new[number] = (torch.empty(0), torch.empty(0))  # free the chunk as we go
+
+    def _gathered(self, number: int, chosen: list[Tensor], entries: list[HeadEntries]) -> LayerCache:
+        layer, (new_k, new_v) = self.cache.layers[number], self._new[number]
+        keys, values, offsets = [], [], [0]
+        for head, index in enumerate(chosen):
+            rows = layer.rows(head)
+            n_old = rows.stop - rows.start
+            split = int(torch.searchsorted(index, n_old))
+            old, new = index[:split] + rows.start, index[split:] - n_old
+            keys += [layer.keys[old], new_k[head][new]]
+            values += [layer.values[old], new_v[head][new]]
+            offsets.append(offsets[-1] + len(index))
+        pairs = list(zip(entries, chosen, strict=True))
+        return LayerCache(
+            torch.cat(keys),
+            torch.cat(values),
+            tuple(offsets),
+            torch.cat([e.positions[i] for e, i in pairs]),
+            torch.cat([e.scores[i] for e, i in pairs]),
+        )
+
+
+def _stored(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Keys or values in the storage dtype; refuses what fp16 cannot hold rather than clip it."""
+    stored = x.to(dtype, copy=True)
+    if dtype == torch.float16 and not bool(torch.isfinite(stored).all()):
+        raise InvalidSetting(
+            "This model's keys or values exceed the range of 16-bit floats.",
+            "Store the cache in bf16 or fp32 (kv_dtype).",
+        )
+    return stored
+
+
+def _mass(
+    entries: ReadLayer, q: Tensor, k: Tensor, lse: Tensor, scale: float
+) -> tuple[Tensor, list[Tensor]]:
+    """Attention received by new entries [n_kv_heads, n] and by kept ones, mean over the group."""
+    n_kv_heads = k.shape[0]
+    group = q.shape[0] // n_kv_heads
+    per_query = lse.reshape(q.shape[0], -1)
+    repeated = k.repeat_interleave(group, dim=0)
+    new = kernels.key_mass(q, repeated, per_query, scale, causal=True)
+    packed = pack(q, n_kv_heads)
+    kept = [
+        kernels.key_mass(packed[h : h + 1], entries.keys[h], lse[h : h + 1], scale)[0] / group
+        for h in range(n_kv_heads)
+    ]
+    return group_mean(new, n_kv_heads), kept
