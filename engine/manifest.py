@@ -1,0 +1,128 @@
+"""The manifest of a snapshot: what it says, how it is written, and what makes it trustworthy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.cache import DocCache
+from engine.errors import SnapshotCorrupt, SnapshotMismatch
+from engine.geometry import ModelGeometry
+from engine.prefill import PrefillConfig
+
+if TYPE_CHECKING:
+    from engine.loader import LoadedModel
+
+FORMAT = "longread-snapshot"
+VERSION = 1
+MANIFEST_NAME = "manifest.json"
+_MAX_MANIFEST_BYTES = 64 * 1024 * 1024
+
+
+def describe(
+    cache: DocCache,
+    *,
+    model: LoadedModel,
+    scorer: str,
+    config: PrefillConfig,
+    extra: dict[str, Any],
+    files: dict[str, dict[str, Any]],
+    tensors: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """Everything a later load must know or compare, as plain JSON values."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": model.name,
+        "fingerprint": dict(model.fingerprint),
+        "geometry": asdict(cache.geometry),
+        "positions_mode": cache.positions_mode,
+        "complete": cache.frozen,
+        "n_seen": cache.n_seen,
+        "token_ids_sha256": hashlib.sha256(cache.token_ids.numpy().tobytes()).hexdigest(),
+        "offsets": [list(layer.offsets) for layer in cache.layers],
+        "scorer": scorer,
+        "chunk_tokens": config.chunk_tokens,
+        "eviction": asdict(config.eviction),
+        "quantisation": {"k_bits": 16, "v_bits": 16, "dtype": str(cache.layers[0].keys.dtype)},
+        "files": files,
+        "tensors": tensors,
+        "extra": extra,
+    }
+
+
+def write(folder: Path, manifest: dict[str, Any]) -> Path:
+    """Write the manifest with its own digest inside; returns the file."""
+    path = folder / MANIFEST_NAME
+    sealed = {**manifest, "digest": _digest(manifest)}
+    path.write_text(json.dumps(sealed, indent=1, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Read and verify the manifest itself.
+
+    Raises SnapshotCorrupt if it is missing, unreadable or altered; SnapshotMismatch if it was
+    written by another version of the format.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        if path.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise SnapshotCorrupt(MANIFEST_NAME, "is too large to be a manifest")
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SnapshotCorrupt(MANIFEST_NAME, "is missing") from None
+    except (ValueError, OSError) as error:
+        raise SnapshotCorrupt(MANIFEST_NAME, f"cannot be read ({error})") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise SnapshotCorrupt(MANIFEST_NAME, "is not a snapshot's manifest")
+    stated = manifest.pop("digest", None)
+    if stated != _digest(manifest):
+        raise SnapshotCorrupt(MANIFEST_NAME, "was altered after it was written")
+    if manifest.get("version") != VERSION:
+        raise SnapshotMismatch("version", manifest.get("version"), VERSION)
+    return manifest
+
+
+def check_fit(manifest: dict[str, Any], model: LoadedModel, expect: dict[str, Any]) -> None:
+    """Compare what the snapshot was made with against what is here; names the first difference."""
+    for key, wanted in model.fingerprint.items():
+        stored = manifest["fingerprint"].get(key)
+        if stored != wanted:
+            raise SnapshotMismatch(key, _short(stored), _short(wanted))
+    if manifest["geometry"] != asdict(model.geometry):
+        raise SnapshotMismatch("geometry", manifest["geometry"], asdict(model.geometry))
+    for key, wanted in expect.items():
+        stored = manifest["extra"].get(key, manifest.get(key))
+        if stored != wanted:
+            raise SnapshotMismatch(key, _short(stored), _short(wanted))
+
+
+def check_shapes(manifest: dict[str, Any], geometry: ModelGeometry) -> None:
+    """Bounds of every size in the manifest, before anything is allocated for it."""
+    offsets = manifest["offsets"]
+    sound = len(offsets) == geometry.n_layers and all(
+        len(row) == geometry.n_kv_heads + 1
+        and row[0] == 0
+        and all(b >= a for a, b in zip(row, row[1:], strict=False))
+        for row in offsets
+    )
+    if not sound:
+        raise SnapshotCorrupt(MANIFEST_NAME, "holds impossible entry counts")
+    if any(
+        b - a > manifest["n_seen"] for row in offsets for a, b in zip(row, row[1:], strict=False)
+    ):
+        raise SnapshotCorrupt(MANIFEST_NAME, "holds more entries than tokens")
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
+
+
+def _short(value: object) -> object:
+    """Digests by their first twelve letters: enough to tell apart, short enough to read."""
+    return value[:12] if isinstance(value, str) and len(value) == 64 else value

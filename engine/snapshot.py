@@ -1,0 +1,243 @@
+"""A cache on disk: safetensors and a manifest, written whole or not at all, checked when read.
+
+A folder holds `manifest.json`, `layers-NNN.safetensors` (several layers each) and
+`state.safetensors` (token ids, last logits, probe, the scorer's state). It is written beside its
+place, flushed to the disk and renamed; nothing in it is ever executed or unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from engine import manifest as manifests
+from engine.cache import DocCache, LayerCache
+from engine.errors import NotEnoughDisk, SnapshotCorrupt
+from engine.generate import forward
+from engine.prefill import PrefillConfig
+
+if TYPE_CHECKING:
+    from engine.loader import LoadedModel
+
+LAYERS_PER_FILE = 8
+PROBE_TOKENS = 8
+# Share of the probe logits' range by which two machines or number formats may differ.
+PROBE_TOLERANCE = 0.02
+_STATE_FILE = "state.safetensors"
+_FREE_BYTES_MARGIN = 64 * 1024 * 1024
+_PARTS = ("keys", "values", "positions", "scores")
+
+
+def save_snapshot(
+    folder: Path,
+    cache: DocCache,
+    *,
+    model: LoadedModel,
+    scorer: str,
+    config: PrefillConfig,
+    extra: dict[str, Any],
+) -> int:
+    """Write a cache, finished or not, to `folder`; replaces what was there. Returns bytes written.
+
+    scorer  the scorer's digest; extra: plain JSON values the caller wants back and compared
+    Raises  NotEnoughDisk before anything is written
+    """
+    _check_disk(folder, cache.nbytes)
+    temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        contents = _contents(cache, model)
+        files, tensors = {}, {}
+        for name, parts in contents.items():
+            files[name] = _write_tensors(temporary / name, parts)
+            tensors.update({key: _tensor_record(name, part) for key, part in parts.items()})
+        manifest = manifests.describe(
+            cache,
+            model=model,
+            scorer=scorer,
+            config=config,
+            extra=extra,
+            files=files,
+            tensors=tensors,
+        )
+        _sync(manifests.write(temporary, manifest))
+        _sync(temporary)
+        replace_folder(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return sum(f.stat().st_size for f in folder.iterdir())
+
+
+def load_snapshot(
+    folder: Path, *, model: LoadedModel, expect: dict[str, Any] | None = None
+) -> tuple[DocCache, dict[str, Any]]:
+    """Read a cache back and prove it: checksums, shapes, fingerprint, invariants, and a probe.
+
+    expect   fields (of `extra`, or of the manifest itself) that must have these values
+    Returns  the cache (frozen if it was finished) and the manifest
+    Raises   SnapshotCorrupt naming the file, SnapshotMismatch naming the field
+    """
+    recover_folder(folder)
+    manifest = manifests.read(folder)
+    manifests.check_fit(manifest, model, expect or {})
+    manifests.check_shapes(manifest, model.geometry)
+    tensors: dict[str, Tensor] = {}
+    for name, record in manifest["files"].items():
+        tensors.update(_read_tensors(folder, name, record, manifest["tensors"]))
+    cache = _rebuilt(manifest, tensors, model)
+    if manifest["complete"]:
+        cache.freeze()
+        _check_probe(cache, model, tensors)
+    return cache, manifest
+
+
+def _contents(cache: DocCache, model: LoadedModel) -> dict[str, dict[str, Tensor]]:
+    """File name -> tensor name -> tensor, all on the CPU."""
+    contents: dict[str, dict[str, Tensor]] = {}
+    for number, layer in enumerate(cache.layers):
+        parts = contents.setdefault(f"layers-{number // LAYERS_PER_FILE:03d}.safetensors", {})
+        for part in _PARTS:
+            parts[f"{number:03d}.{part}"] = getattr(layer, part).cpu().contiguous()
+    state = {"token_ids": cache.token_ids}
+    if cache.last_logits is not None:
+        state["last_logits"] = cache.last_logits.cpu()
+    if cache.frozen:
+        state["probe_logits"] = _probe(cache, model)
+    state |= {f"scorer.{key}": t.cpu().contiguous() for key, t in cache.scorer_state.items()}
+    contents[_STATE_FILE] = state
+    return contents
+
+
+def _probe(cache: DocCache, model: LoadedModel) -> Tensor:
+    """What the model predicts after the document's first tokens, asked again on top of it."""
+    return forward(model, cache.view(), cache.token_ids[:PROBE_TOKENS]).cpu()
+
+
+def _check_probe(cache: DocCache, model: LoadedModel, tensors: dict[str, Tensor]) -> None:
+    stored = tensors["probe_logits"]
+    found = _probe(cache, model)
+    allowed = PROBE_TOLERANCE * float(stored.max() - stored.min())
+    worst = float((stored - found).abs().max()) if found.shape == stored.shape else float("inf")
+    if not worst <= allowed:
+        raise SnapshotCorrupt(_STATE_FILE, f"fails its probe (off by {worst:.3g})")
+
+
+def _check_disk(folder: Path, nbytes: int) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder.parent).free
+    needed = nbytes + _FREE_BYTES_MARGIN
+    if free < needed:
+        raise NotEnoughDisk(
+            f"Saving the session needs {needed / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free.",
+            "Free some space or delete old sessions, then start again.",
+        )
+
+
+def _write_tensors(path: Path, parts: dict[str, Tensor]) -> dict[str, Any]:
+    from safetensors.torch import save
+
+    data = save(parts)
+    path.write_bytes(data)
+    _sync(path)
+    return {"nbytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _tensor_record(file: str, tensor: Tensor) -> dict[str, Any]:
+    return {"file": file, "shape": list(tensor.shape), "dtype": str(tensor.dtype), "sha256": _sum(tensor)}
+
+
+def _sum(tensor: Tensor) -> str:
+    raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.sha256(raw).hexdigest()
+
+
+def _read_tensors(
+    folder: Path, name: str, record: dict[str, Any], known: dict[str, Any]
+) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    if Path(name).name != name:
+        raise SnapshotCorrupt(manifests.MANIFEST_NAME, f"names a file outside the snapshot: {name}")
+    try:
+        data = (folder / name).read_bytes()
+    except OSError:
+        raise SnapshotCorrupt(name, "is missing or unreadable") from None
+    if len(data) != record["nbytes"]:
+        raise SnapshotCorrupt(name, f"has {len(data)} bytes instead of {record['nbytes']}")
+    intact = hashlib.sha256(data).hexdigest() == record["sha256"]
+    try:
+        tensors: dict[str, Tensor] = load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise SnapshotCorrupt(name, f"is not readable ({error})") from error
+    if not intact:
+        damaged = [k for k, t in tensors.items() if known.get(k, {}).get("sha256") != _sum(t)]
+        raise SnapshotCorrupt(name, f"fails its checksum ({', '.join(damaged) or 'header'})")
+    return tensors
+
+
+def _rebuilt(manifest: dict[str, Any], tensors: dict[str, Tensor], model: LoadedModel) -> DocCache:
+    layers = []
+    device = torch.device(model.device)
+    try:
+        for number, offsets in enumerate(manifest["offsets"]):
+            keys, values, positions, scores = (
+                tensors[f"{number:03d}.{part}"].to(device) for part in _PARTS
+            )
+            layers.append(LayerCache(keys, values, tuple(offsets), positions, scores))
+        cache = DocCache(
+            model.geometry,
+            model.rotary,
+            manifest["positions_mode"],
+            model.compute_dtype,
+            layers,
+            tensors["token_ids"],
+            tensors.get("last_logits"),
+            {k.removeprefix("scorer."): t for k, t in tensors.items() if k.startswith("scorer.")},
+        )
+        cache.check()
+    except (KeyError, AssertionError) as error:
+        raise SnapshotCorrupt(manifests.MANIFEST_NAME, f"does not fit its tensors ({error})") from error
+    ids_sum = hashlib.sha256(cache.token_ids.numpy().tobytes()).hexdigest()
+    if cache.n_seen != manifest["n_seen"] or ids_sum != manifest["token_ids_sha256"]:
+        raise SnapshotCorrupt(_STATE_FILE, "holds other token ids than the manifest says")
+    return cache
+
+
+def replace_folder(new: Path, place: Path) -> None:
+    """Put a finished folder in its place. A crash leaves the old one, the new one, or `.old`."""
+    old = place.with_name(f"{place.name}.old")
+    recover_folder(place)
+    if place.exists():
+        os.rename(place, old)
+    os.rename(new, place)
+    _sync(place.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(place: Path) -> None:
+    """Undo a replacement that was cut off between its two renames."""
+    old = place.with_name(f"{place.name}.old")
+    if old.exists():
+        if place.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.rename(old, place)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or a folder to the disk. Windows cannot open folders; its renames are journalled."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

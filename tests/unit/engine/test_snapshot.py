@@ -1,0 +1,167 @@
+"""A snapshot goes on decoding as if nothing had happened, and says when it cannot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine import snapshot
+from engine.cache import DocCache
+from engine.errors import NotEnoughDisk, PrefillStopped, SnapshotCorrupt, SnapshotMismatch
+from engine.eviction import EvictionConfig
+from engine.generate import Sampling, generate
+from engine.prefill import PrefillConfig, prefill
+from engine.scorers.keydiff import KeyDiffScorer
+from engine.snapshot import load_snapshot, save_snapshot
+from tests.fakes import TinyModel, tiny_model, tokens
+
+EVICTION = EvictionConfig(
+    budget_tokens=40, allocation="global", stabilizer_tokens=8, local_tokens=4
+)
+CONFIG = PrefillConfig(32, EVICTION)
+TEXT = tokens(300)
+
+
+def saved(folder: Path, model: TinyModel) -> DocCache:
+    cache = prefill(model, TEXT, CONFIG, KeyDiffScorer())
+    save_snapshot(folder, cache, model=model, scorer="keydiff", config=CONFIG, extra={"doc": "abc"})
+    return cache
+
+
+def answer(model: TinyModel, cache: DocCache) -> list[int]:
+    return generate(model, cache.view(), tokens(5, 9), Sampling(max_new_tokens=20)).token_ids
+
+
+def test_a_loaded_cache_decodes_the_same_tokens(tmp_path: Path) -> None:
+    model = tiny_model()
+    cache = saved(tmp_path / "s", model)
+    loaded, manifest = load_snapshot(tmp_path / "s", model=model, expect={"doc": "abc"})
+    assert answer(model, loaded) == answer(model, cache)
+    assert loaded.nbytes == cache.nbytes
+    assert manifest["extra"] == {"doc": "abc"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["s"]
+
+
+def test_saving_again_replaces_the_old_one(tmp_path: Path) -> None:
+    model = tiny_model()
+    saved(tmp_path / "s", model)
+    saved(tmp_path / "s", model)
+    load_snapshot(tmp_path / "s", model=model)
+    assert [p.name for p in tmp_path.iterdir()] == ["s"]
+
+
+def test_a_crash_between_the_renames_is_undone(tmp_path: Path) -> None:
+    model = tiny_model()
+    saved(tmp_path / "s", model)
+    (tmp_path / "s").rename(tmp_path / "s.old")
+    load_snapshot(tmp_path / "s", model=model)
+
+
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "layers-000.safetensors", "state.safetensors"]
+)
+def test_a_truncated_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    model = tiny_model()
+    saved(tmp_path / "s", model)
+    path = tmp_path / "s" / name
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(SnapshotCorrupt, match=name):
+        load_snapshot(tmp_path / "s", model=model)
+
+
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "layers-000.safetensors", "state.safetensors"]
+)
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.9, 0.999])
+def test_a_flipped_bit_is_refused_by_name(tmp_path: Path, name: str, share: float) -> None:
+    model = tiny_model()
+    saved(tmp_path / "s", model)
+    path = tmp_path / "s" / name
+    data = bytearray(path.read_bytes())
+    data[int(share * (len(data) - 1))] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(SnapshotCorrupt, match=name):
+        load_snapshot(tmp_path / "s", model=model)
+
+
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "layers-000.safetensors", "state.safetensors"]
+)
+def test_a_missing_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    model = tiny_model()
+    saved(tmp_path / "s", model)
+    (tmp_path / "s" / name).unlink()
+    with pytest.raises(SnapshotCorrupt, match=name):
+        load_snapshot(tmp_path / "s", model=model)
+
+
+def test_another_model_is_refused_by_field(tmp_path: Path) -> None:
+    model = tiny_model()
+    saved(tmp_path / "s", model)
+    other = tiny_model()
+    other.fingerprint = {"weights": "other"}
+    with pytest.raises(SnapshotMismatch, match="weights"):
+        load_snapshot(tmp_path / "s", model=other)
+    with pytest.raises(SnapshotMismatch, match="doc"):
+        load_snapshot(tmp_path / "s", model=model, expect={"doc": "xyz"})
+
+
+def test_the_probe_catches_a_model_that_only_claims_to_be_the_same(tmp_path: Path) -> None:
+    saved(tmp_path / "s", tiny_model(seed=0))
+    with pytest.raises(SnapshotCorrupt, match="probe"):
+        load_snapshot(tmp_path / "s", model=tiny_model(seed=1))
+
+
+def test_a_manifest_cannot_reach_outside(tmp_path: Path) -> None:
+    model = tiny_model()
+    saved(tmp_path / "s", model)
+    path = tmp_path / "s" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest.pop("digest")
+    manifest["files"]["../evil.safetensors"] = manifest["files"].pop("state.safetensors")
+    snapshot.manifests.write(tmp_path / "s", manifest)
+    with pytest.raises(SnapshotCorrupt, match="outside"):
+        load_snapshot(tmp_path / "s", model=model)
+
+
+def test_a_full_disk_is_announced_before_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model()
+    cache = prefill(model, TEXT, CONFIG, KeyDiffScorer())
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(snapshot.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(NotEnoughDisk, match="MiB"):
+        save_snapshot(
+            tmp_path / "s", cache, model=model, scorer="keydiff", config=CONFIG, extra={}
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stopped_reading_goes_on_from_disk_to_the_same_cache(tmp_path: Path) -> None:
+    model = tiny_model()
+    whole = prefill(model, TEXT, CONFIG, KeyDiffScorer())
+    done: list[int] = []
+    with pytest.raises(PrefillStopped) as stopped:
+        prefill(
+            model,
+            TEXT,
+            CONFIG,
+            KeyDiffScorer(),
+            on_progress=lambda n, _: done.append(n),
+            stop=lambda: len(done) >= 5,
+        )
+    save_snapshot(
+        tmp_path / "p", stopped.value.cache, model=model, scorer="keydiff", config=CONFIG, extra={}
+    )
+    partial, manifest = load_snapshot(tmp_path / "p", model=model)
+    assert not manifest["complete"] and partial.n_seen == 160
+    resumed = prefill(model, TEXT, CONFIG, KeyDiffScorer(), resume=partial)
+    for a, b in zip(whole.layers, resumed.layers, strict=True):
+        assert a.offsets == b.offsets
+        assert torch.equal(a.positions, b.positions)
+        assert torch.equal(a.keys, b.keys)
+    assert answer(model, resumed) == answer(model, whole)
