@@ -1,0 +1,55 @@
+"""One SQLite file, one connection per thread."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from pathlib import Path
+
+from sqlite_utils import Database
+
+from app.migrations import migrations
+
+BUSY_TIMEOUT_S = 30.0
+
+
+class ThreadDatabase:
+    """Opens the library's file once per thread, and closes all connections together.
+
+    WAL lets readers go on while one thread writes; foreign keys are enforced; a writer waits up to
+    BUSY_TIMEOUT_S for another process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._connections: list[sqlite3.Connection] = []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        db = self.get()
+        db.enable_wal()
+        migrations.apply(db)
+
+    def get(self) -> Database:
+        """The calling thread's connection."""
+        db: Database | None = getattr(self._local, "db", None)
+        if db is None:
+            # Only `close` touches a connection from another thread, hence check_same_thread=False.
+            connection = sqlite3.connect(
+                str(self.path), timeout=BUSY_TIMEOUT_S, check_same_thread=False
+            )
+            connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            db = Database(connection, execute_plugins=False)
+            with self._lock:
+                self._connections.append(connection)
+            self._local.db = db
+        return db
+
+    def close(self) -> None:
+        """Close every thread's connection."""
+        with self._lock:
+            for connection in self._connections:
+                connection.close()
+            self._connections.clear()
+        self._local = threading.local()

@@ -1,0 +1,56 @@
+"""What the application itself refuses, as one small tree.
+
+    AppError                cause and next_step are for the user; exit_code for the command line
+    |- DocumentTooLong      more tokens than the limit; carries the page range that fits
+    |- BadPageRange         a page range outside the document
+    |- NoSuchSession        no session of that name in the library
+    |- SessionNotReady      known, but not read to the end or damaged
+    `- PortableFileBad      a session file that cannot be imported, with the reason
+"""
+
+from __future__ import annotations
+
+
+class AppError(Exception):
+    """A refusal with its cause and the next step, both plain sentences."""
+
+    exit_code = 1
+
+    def __init__(self, cause: str, next_step: str = "") -> None:
+        super().__init__(f"{cause} {next_step}".strip())
+        self.cause = cause
+        self.next_step = next_step
+
+
+class DocumentTooLong(AppError):
+    """The document has more tokens than can be read; `pages` is the range that fits, if any."""
+
+    exit_code = 3
+
+    def __init__(self, cause: str, next_step: str, pages: tuple[int, int] | None) -> None:
+        super().__init__(cause, next_step)
+        self.pages = pages
+
+
+class BadPageRange(AppError):
+    """The page range does not lie inside the document."""
+
+    exit_code = 2
+
+
+class NoSuchSession(AppError):
+    """The library has no session of that name."""
+
+    exit_code = 2
+
+
+class SessionNotReady(AppError):
+    """The session was not read to the end, or its snapshot is damaged."""
+
+    exit_code = 1
+
+
+class PortableFileBad(AppError):
+    """A portable session file is damaged, hostile or of another version."""
+
+    exit_code = 3

@@ -1,0 +1,54 @@
+"""What makes two readings the same: the name of a session follows from everything that shaped it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from app.prompts import LAYOUT_VERSION
+
+if TYPE_CHECKING:
+    from engine.loader import LoadedModel
+    from engine.prefill import PrefillConfig
+    from engine.scoring import Scorer
+
+ID_LETTERS = 24
+
+
+def identity_of(
+    sha256: str,
+    pages: tuple[int, int],
+    model: LoadedModel,
+    config: PrefillConfig,
+    scorer: Scorer,
+    parser_version: str,
+) -> dict[str, Any]:
+    """Everything that shapes a cache, as plain JSON values.
+
+    The number format of the computation is left out: the same document read in bf16 or fp32 is the
+    same session.
+    """
+    from dataclasses import asdict
+
+    eviction = asdict(config.eviction)
+    if eviction.get("profile") is not None:
+        profile = json.dumps(eviction["profile"])
+        eviction["profile"] = hashlib.sha256(profile.encode()).hexdigest()
+    return {
+        "document": sha256,
+        "pages": list(pages),
+        "parser": parser_version,
+        "layout": LAYOUT_VERSION,
+        "model": dict(model.fingerprint),
+        "scorer": scorer.digest(),
+        "chunk_tokens": config.chunk_tokens,
+        "kv_dtype": config.kv_dtype,
+        "eviction": eviction,
+    }
+
+
+def session_id_of(identity: dict[str, Any]) -> str:
+    """The session's name: the first letters of the identity's SHA-256."""
+    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:ID_LETTERS]

@@ -1,0 +1,280 @@
+"""The library: documents, their pages, the sessions made of them, and what was asked.
+
+It stores and finds; it does not know models or caches. Safe to use from several threads.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app.database import ThreadDatabase
+from app.errors import NoSuchSession
+from app.paths import DataPaths
+from app.records import (
+    ANSWER_PENDING,
+    SESSION_DAMAGED,
+    SESSION_READY,
+    DocumentRecord,
+    MessageRecord,
+    SessionRecord,
+)
+
+if TYPE_CHECKING:
+    from ingest import Document
+
+_SESSION_QUERY = """
+    SELECT sessions.*, documents.title, documents.file_name, documents.kind, documents.page_kind,
+           documents.n_pages,
+           (SELECT count(*) FROM messages
+             WHERE messages.session = sessions.id AND role = 'user') AS n_questions
+      FROM sessions JOIN documents ON documents.sha256 = sessions.document
+"""
+
+
+def now() -> str:
+    """The current time as it is stored: UTC, ISO 8601, sortable as text."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+class Library:
+    """All that is remembered between two runs of the program."""
+
+    def __init__(self, paths: DataPaths) -> None:
+        self.paths = paths.make()
+        self.database = ThreadDatabase(paths.database)
+
+    def close(self) -> None:
+        """Close the database in every thread."""
+        self.database.close()
+
+    # Documents
+
+    def add_document(self, document: Document, file_name: str, *, needs_password: bool) -> None:
+        """Record a parsed document and index its pages; a newer parse replaces the older."""
+        db = self.database.get()
+        row = {
+            "sha256": document.sha256,
+            "title": document.title,
+            "kind": document.kind,
+            "page_kind": document.page_kind,
+            "file_name": file_name,
+            "n_pages": len(document.pages),
+            "n_chars": len(document.text),
+            "parser_version": document.parser_version,
+            "needs_password": int(needs_password),
+            "warnings": json.dumps(
+                [
+                    {"code": w.code, "message": w.message, "page": w.page}
+                    for w in document.warnings
+                ]
+            ),
+            "created_at": now(),
+        }
+        pages = [
+            {
+                "document": document.sha256,
+                "number": page.number,
+                "label": page.label,
+                "text": document.text[page.start : page.end],
+            }
+            for page in document.pages
+        ]
+        with db.atomic():
+            db.table("documents").upsert(row, pk="sha256")
+            db.execute("DELETE FROM pages WHERE document = ?", [document.sha256])
+            db.table("pages").insert_all(pages)
+
+    def document(self, sha256: str) -> DocumentRecord | None:
+        """One document, or None."""
+        for row in self.database.get().query("SELECT * FROM documents WHERE sha256 = ?", [sha256]):
+            return DocumentRecord.from_row(row)
+        return None
+
+    def search_pages(self, sha256: str, query: str, limit: int = 12) -> list[int]:
+        """Page numbers that match an FTS5 query, the best first."""
+        rows = self.database.get().query(
+            """SELECT pages.number FROM pages_fts JOIN pages ON pages.id = pages_fts.rowid
+                WHERE pages_fts MATCH ? AND pages.document = ?
+                ORDER BY bm25(pages_fts), pages.number LIMIT ?""",
+            [query, sha256, limit],
+        )
+        return [row["number"] for row in rows]
+
+    # Sessions
+
+    def start_session(
+        self,
+        session_id: str,
+        *,
+        document: str,
+        pages: tuple[int, int],
+        model: str,
+        settings: dict[str, Any],
+        n_tokens: int,
+    ) -> None:
+        """Record that a reading begins (or begins again); its conversation stays."""
+        db = self.database.get()
+        values = {
+            "document": document,
+            "first_page": pages[0],
+            "last_page": pages[1],
+            "model": model,
+            "settings": json.dumps(settings, sort_keys=True),
+            "state": "reading",
+            "problem": "",
+            "n_tokens": n_tokens,
+            "used_at": now(),
+        }
+        with db.atomic():
+            if self._has_session(session_id):
+                db.table("sessions").update(session_id, values)
+            else:
+                db.table("sessions").insert({"id": session_id, "created_at": now(), **values})
+
+    def finish_session(self, session_id: str, **measured: Any) -> None:
+        """Mark a session ready and store what was measured (columns of `sessions`)."""
+        values = {"state": SESSION_READY, "problem": "", "used_at": now(), **measured}
+        self.database.get().table("sessions").update(session_id, values)
+
+    def mark_damaged(self, session_id: str, problem: str) -> None:
+        """Mark a session whose snapshot was refused; `problem` names the file."""
+        if self._has_session(session_id):
+            self.database.get().table("sessions").update(
+                session_id, {"state": SESSION_DAMAGED, "problem": problem}
+            )
+
+    def touch_session(self, session_id: str) -> None:
+        """Record that a session was used now."""
+        self.database.get().table("sessions").update(session_id, {"used_at": now()})
+
+    def find_session(self, session_id: str) -> SessionRecord | None:
+        """The session of exactly this id, or None."""
+        for row in self.database.get().query(
+            f"{_SESSION_QUERY} WHERE sessions.id = ?", [session_id]
+        ):
+            return SessionRecord.from_row(row)
+        return None
+
+    def session(self, name: str) -> SessionRecord:
+        """The session of this id, or whose id alone begins so (at least 4 characters).
+
+        Raises NoSuchSession.
+        """
+        found = self.find_session(name)
+        if found is not None:
+            return found
+        if re.fullmatch(r"[0-9a-f]{4,}", name):
+            matches = [record for record in self.sessions() if record.id.startswith(name)]
+            if len(matches) == 1:
+                return matches[0]
+        raise NoSuchSession(
+            f"There is no session {name!r} in the library.",
+            "List them with the command `sessions`.",
+        )
+
+    def sessions(self) -> list[SessionRecord]:
+        """All sessions, the last used first."""
+        rows = self.database.get().query(f"{_SESSION_QUERY} ORDER BY sessions.used_at DESC")
+        return [SessionRecord.from_row(row) for row in rows]
+
+    def import_session(self, row: dict[str, Any], messages: Sequence[dict[str, Any]]) -> None:
+        """Insert a session that came from a portable file, with its conversation."""
+        db = self.database.get()
+        with db.atomic():
+            db.execute("DELETE FROM sessions WHERE id = ?", [row["id"]])
+            db.table("sessions").insert(row)
+            numbers: dict[int, int] = {}
+            for message in messages:
+                reply_to = message["reply_to"]
+                values = {**message, "reply_to": numbers.get(reply_to) if reply_to else None}
+                old = values.pop("id")
+                numbers[old] = self._insert_message(values)
+
+    def delete_session(self, session_id: str) -> None:
+        """Remove a session, its snapshot and, if no other session needs it, its document.
+
+        Raises NoSuchSession.
+        """
+        record = self.session(session_id)
+        db = self.database.get()
+        with db.atomic():
+            db.execute("DELETE FROM sessions WHERE id = ?", [record.id])
+            left = db.execute(
+                "SELECT count(*) FROM sessions WHERE document = ?", [record.document]
+            ).fetchone()[0]
+            if not left:
+                db.execute("DELETE FROM documents WHERE sha256 = ?", [record.document])
+        _remove(self.paths.snapshot(record.id))
+        _remove(self.paths.partial(record.id))
+        if not left:
+            _remove(self.paths.document(record.document))
+        # The text of a deleted document must not stay readable in free pages of the file.
+        db.vacuum()
+
+    def last_rate(self, model: str) -> float | None:
+        """Tokens per second of the latest reading by this model on this machine, or None."""
+        for row in self.database.get().query(
+            """SELECT prefill_tok_s FROM sessions
+                WHERE model = ? AND prefill_tok_s > 0 ORDER BY created_at DESC LIMIT 1""",
+            [model],
+        ):
+            return float(row["prefill_tok_s"])
+        return None
+
+    def _has_session(self, session_id: str) -> bool:
+        rows = self.database.get().query("SELECT 1 FROM sessions WHERE id = ?", [session_id])
+        return next(iter(rows), None) is not None
+
+    # Messages
+
+    def add_question(self, session_id: str, text: str) -> tuple[int, int]:
+        """Store a question and its pending answer before anything is computed; returns both ids."""
+        db = self.database.get()
+        with db.atomic():
+            question = self._insert_message(
+                {"session": session_id, "role": "user", "text": text, "state": "done"}
+            )
+            answer = self._insert_message(
+                {
+                    "session": session_id,
+                    "role": "assistant",
+                    "text": "",
+                    "state": ANSWER_PENDING,
+                    "reply_to": question,
+                }
+            )
+        return question, answer
+
+    def set_answer(self, answer_id: int, text: str, state: str, details: dict[str, Any]) -> None:
+        """Store an answer, whole or as far as it came."""
+        self.database.get().table("messages").update(
+            answer_id, {"text": text, "state": state, "details": json.dumps(details)}
+        )
+
+    def messages(self, session_id: str) -> list[MessageRecord]:
+        """The conversation of a session, oldest first."""
+        rows = self.database.get().query(
+            "SELECT * FROM messages WHERE session = ? ORDER BY id", [session_id]
+        )
+        return [MessageRecord.from_row(row) for row in rows]
+
+    def _insert_message(self, values: dict[str, Any]) -> int:
+        row = {"reply_to": None, "details": "{}", "created_at": now(), **values}
+        cursor = self.database.get().execute(
+            """INSERT INTO messages (session, role, text, state, reply_to, details, created_at)
+               VALUES (:session, :role, :text, :state, :reply_to, :details, :created_at)""",
+            row,
+        )
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid
+
+
+def _remove(path: Path) -> None:
+    if path.exists():
+        shutil.rmtree(path)

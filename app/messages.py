@@ -1,0 +1,168 @@
+"""Every refusal in plain words: what happened, what to do next, and the exit code of the command.
+
+Errors carry their own cause and next step; the table adds the exit code, and words for those that
+were raised without any. A test proves that every class of both error trees has its own row.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+
+from app.errors import AppError
+from engine import errors as engine
+from ingest import errors as ingest
+
+EXIT_DONE = 0
+EXIT_FAULT = 1
+EXIT_ARGUMENTS = 2
+EXIT_DOCUMENT = 3
+EXIT_MODEL = 4
+EXIT_ROOM = 5
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Message:
+    """One sentence on the cause, one on the next step, and the exit code."""
+
+    cause: str
+    next_step: str
+    exit_code: int
+
+    def __str__(self) -> str:
+        return f"{self.cause} {self.next_step}".strip()
+
+
+# Words for an error that was raised without any; the exit code always comes from here.
+_TABLE: dict[type[Exception], Message] = {
+    engine.EngineError: Message(
+        "The model could not do this.", "See the log for details.", EXIT_FAULT
+    ),
+    engine.InvalidSetting: Message(
+        "A setting is out of its bounds.", "Choose another value.", EXIT_ARGUMENTS
+    ),
+    engine.ModelUnavailable: Message(
+        "The model cannot be had.", "See what can run here with `models`.", EXIT_MODEL
+    ),
+    engine.UnknownModel: Message(
+        "No model of that name is known.", "See what can run here with `models`.", EXIT_MODEL
+    ),
+    engine.ModelDownloadFailed: Message(
+        "The model could not be fetched.",
+        "Check the connection and try again; what was fetched is kept.",
+        EXIT_MODEL,
+    ),
+    engine.ModelCorrupt: Message(
+        "The model's files are damaged.", "Fetch them again with `models get NAME`.", EXIT_MODEL
+    ),
+    engine.UnsupportedArchitecture: Message(
+        "This kind of model cannot be served.", "Choose another with --model.", EXIT_MODEL
+    ),
+    engine.NotEnoughMemory: Message(
+        "There is not enough memory.",
+        "Choose a smaller --budget or model, or close other programs.",
+        EXIT_ROOM,
+    ),
+    engine.NotEnoughDisk: Message(
+        "There is not enough room on the disk.",
+        "Free some space, or delete sessions with `delete`.",
+        EXIT_ROOM,
+    ),
+    engine.PrefillStopped: Message(
+        "The reading was stopped.",
+        "The same command goes on from the last checkpoint.",
+        EXIT_INTERRUPTED,
+    ),
+    engine.ScorerUnavailable: Message(
+        "The scorer cannot be had for this model.", "Choose another with --scorer.", EXIT_MODEL
+    ),
+    engine.SnapshotError: Message(
+        "The saved session cannot be used.",
+        "Read the document again: add --reread.",
+        EXIT_FAULT,
+    ),
+    engine.SnapshotCorrupt: Message(
+        "The saved session is damaged.", "Read the document again: add --reread.", EXIT_FAULT
+    ),
+    engine.SnapshotMismatch: Message(
+        "The saved session was made by another model or setting.",
+        "Read the document again: add --reread.",
+        EXIT_FAULT,
+    ),
+    ingest.IngestError: Message(
+        "The document cannot be read.", "Try another copy of the file.", EXIT_DOCUMENT
+    ),
+    ingest.DocumentMissing: Message(
+        "There is no such file.", "Check its name and folder.", EXIT_DOCUMENT
+    ),
+    ingest.PasswordRequired: Message(
+        "The document is protected by a password.", "Give it with --password.", EXIT_DOCUMENT
+    ),
+    ingest.WrongPassword: Message(
+        "The password does not open this document.", "Check it and try again.", EXIT_DOCUMENT
+    ),
+    ingest.EmptyDocument: Message(
+        "The document holds no text.", "Choose another file.", EXIT_DOCUMENT
+    ),
+    ingest.ScannedDocument: Message(
+        "The document is a scan without text.",
+        "Run it through text recognition (OCR) first.",
+        EXIT_DOCUMENT,
+    ),
+    ingest.BrokenDocument: Message(
+        "The file is damaged.", "Try another copy of it.", EXIT_DOCUMENT
+    ),
+    ingest.NotADocument: Message(
+        "The file is not what its name says.", "Check that it is the right file.", EXIT_DOCUMENT
+    ),
+    ingest.UnsupportedDocument: Message(
+        "This kind of file cannot be read.",
+        "Convert it to PDF, EPUB, text or Markdown.",
+        EXIT_DOCUMENT,
+    ),
+    ingest.DocumentTooLarge: Message(
+        "The document is too large.", "Split it, or choose fewer pages with --pages.", EXIT_DOCUMENT
+    ),
+    ingest.ParseTimeout: Message(
+        "Opening the document took too long.", "Try another copy of the file.", EXIT_DOCUMENT
+    ),
+    ingest.ParserCrashed: Message(
+        "The parser crashed on this document.", "Try another copy of the file.", EXIT_DOCUMENT
+    ),
+}
+
+# The engine does not know our commands; here the next step is always ours.
+_OUR_NEXT_STEP = (engine.SnapshotError,)
+
+
+def is_mapped(kind: type[Exception]) -> bool:
+    """Whether an error class has a row of its own."""
+    return kind in _TABLE
+
+
+def explain(error: BaseException) -> Message | None:
+    """The message of a known error; None for one that is our own fault and belongs in the log."""
+    if isinstance(error, AppError):
+        return Message(error.cause, error.next_step, error.exit_code)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return Message("The disk is full.", _TABLE[engine.NotEnoughDisk].next_step, EXIT_ROOM)
+    if isinstance(error, MemoryError):
+        return _TABLE[engine.NotEnoughMemory]
+    if isinstance(error, KeyboardInterrupt):
+        return Message("Interrupted.", "", EXIT_INTERRUPTED)
+    if isinstance(error, engine.EngineError | ingest.IngestError):
+        for kind in type(error).__mro__:
+            row = _TABLE.get(kind)
+            if row is not None:
+                ours = isinstance(error, _OUR_NEXT_STEP)
+                next_step = row.next_step if ours else error.next_step or row.next_step
+                return Message(error.cause or row.cause, next_step, row.exit_code)
+    return None
+
+
+FAULT = Message(
+    "Something went wrong that should not have.",
+    "The details are in logs/longread.log of the data directory.",
+    EXIT_FAULT,
+)

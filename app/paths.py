@@ -1,0 +1,78 @@
+"""Where everything lies on disk: one data directory, redirectable as a whole."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+DATA_ENV = "LONGREAD_DATA"
+MODELS_ENV = "LONGREAD_MODELS"
+
+
+@dataclass(frozen=True)
+class DataPaths:
+    """The data directory and its parts; nothing is created until `make` is called."""
+
+    root: Path
+    models: Path
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file of the library."""
+        return self.root / "library.db"
+
+    @property
+    def documents(self) -> Path:
+        """Originals and parsed texts, one folder per SHA-256."""
+        return self.root / "documents"
+
+    @property
+    def snapshots(self) -> Path:
+        """Saved caches, one folder per session; `ID.partial` while a document is being read."""
+        return self.root / "snapshots"
+
+    @property
+    def logs(self) -> Path:
+        """Log files."""
+        return self.root / "logs"
+
+    @property
+    def formats_file(self) -> Path:
+        """The number formats measured on this machine."""
+        return self.root / "formats.json"
+
+    def document(self, sha256: str) -> Path:
+        """Folder of one document."""
+        return self.documents / sha256
+
+    def snapshot(self, session_id: str) -> Path:
+        """Folder of a finished session's cache."""
+        return self.snapshots / session_id
+
+    def partial(self, session_id: str) -> Path:
+        """Folder of the last checkpoint of a reading that has not ended."""
+        return self.snapshots / f"{session_id}.partial"
+
+    def make(self) -> DataPaths:
+        """Create the folders (readable by their owner only) and return self."""
+        for folder in (self.root, self.documents, self.snapshots, self.logs):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.models.mkdir(parents=True, exist_ok=True)
+        return self
+
+
+def data_paths(data_dir: str | Path | None = None) -> DataPaths:
+    """Resolve the data directory: the argument, else LONGREAD_DATA, else the user's data folder.
+
+    Model files lie in `models/` below it, or wherever LONGREAD_MODELS says, so that several data
+    directories can share one set of weights.
+    """
+    chosen = data_dir or os.environ.get(DATA_ENV)
+    if not chosen:
+        import platformdirs
+
+        chosen = platformdirs.user_data_dir("Longread", appauthor=False)
+    root = Path(chosen).expanduser().absolute()
+    models = os.environ.get(MODELS_ENV)
+    return DataPaths(root, Path(models).expanduser().absolute() if models else root / "models")

@@ -1,0 +1,244 @@
+"""Reading one document into a snapshot: checkpoints on the way, and the return from disk."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app.identity import identity_of, session_id_of
+from app.library import Library
+from app.progress import OnProgress, RateMeter
+from app.prompts import Layout, Prefix
+from app.settings import CHECKPOINT_EVERY_CHUNKS, ReadSettings
+
+if TYPE_CHECKING:
+    from engine.cache import DocCache
+    from engine.loader import LoadedModel
+    from engine.prefill import PrefillConfig
+    from engine.scoring import Scorer
+    from ingest import Document
+
+
+@dataclass
+class Job:
+    """One document, one model, one set of settings: all that is fixed before the first token."""
+
+    document: Document
+    pages: tuple[int, int]
+    settings: ReadSettings  # resolved
+    model: LoadedModel
+    model_load_s: float
+    layout: Layout
+    config: PrefillConfig
+    scorer: Scorer
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What makes this reading the same as an earlier one."""
+        return identity_of(
+            self.document.sha256,
+            self.pages,
+            self.model,
+            self.config,
+            self.scorer,
+            self.document.parser_version,
+        )
+
+    @cached_property
+    def session_id(self) -> str:
+        """The session's name, from its identity."""
+        return session_id_of(self.identity)
+
+    @cached_property
+    def prefix(self) -> Prefix:
+        """The tokenised document in its layout; computed when first needed."""
+        pages = self.document.pages
+        start, end = pages[self.pages[0] - 1].start, pages[self.pages[1] - 1].end
+        return self.layout.prefix(self.document.text, start, end)
+
+    def save(self, folder: Path, cache: DocCache) -> int:
+        """Write a snapshot or checkpoint with this job's identity inside; returns bytes."""
+        from engine.snapshot import save_snapshot
+
+        return save_snapshot(
+            folder,
+            cache,
+            model=self.model,
+            scorer=self.scorer.digest(),
+            config=self.config,
+            extra={"identity": self.identity, "document_sha256": self.document.sha256},
+        )
+
+    def load(self, folder: Path) -> DocCache:
+        """Read a snapshot or checkpoint back. Raises SnapshotCorrupt or SnapshotMismatch."""
+        from engine.snapshot import load_snapshot
+
+        cache, _ = load_snapshot(folder, model=self.model, expect={"identity": self.identity})
+        return cache
+
+
+@dataclass(frozen=True)
+class ReadReport:
+    """What opening a session took. A restored session has prefill_s 0, a read one restore_s 0."""
+
+    prefill_s: float = 0.0
+    prefill_tok_s: float = 0.0
+    prefill_tokens: int = 0
+    quarter_tok_s: tuple[float, ...] = ()
+    restore_s: float = 0.0
+    save_s: float = 0.0
+    resumed_from: int = 0
+
+
+def restore(job: Job, library: Library) -> tuple[DocCache, ReadReport] | None:
+    """The session's cache from its snapshot, or None if there is none.
+
+    Raises SnapshotError if there is one that cannot be trusted; the session is marked as damaged.
+    """
+    from engine.errors import SnapshotCorrupt, SnapshotError
+    from engine.snapshot import recover_folder
+
+    folder = library.paths.snapshot(job.session_id)
+    recover_folder(folder)
+    if not folder.exists():
+        return None
+    started = time.perf_counter()
+    try:
+        cache = job.load(folder)
+        if not cache.frozen:
+            raise SnapshotCorrupt("manifest.json", "says that the reading had not ended")
+    except SnapshotError as error:
+        library.mark_damaged(job.session_id, error.cause)
+        raise
+    _record_found(job, library, cache, folder)
+    return cache, ReadReport(restore_s=time.perf_counter() - started)
+
+
+def read_document(
+    job: Job,
+    library: Library,
+    *,
+    on_progress: OnProgress,
+    on_session: Callable[[str], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+    announce: Callable[[str], None],
+) -> tuple[DocCache, ReadReport]:
+    """Read the document, save its snapshot and record the session.
+
+    A checkpoint of an earlier attempt is taken up. Raises PrefillStopped after the state so far
+    was saved, and what prefill and saving raise.
+    """
+    from engine.errors import PrefillStopped
+    from engine.prefill import prefill
+
+    paths = library.paths
+    total = len(job.prefix.token_ids)
+    _record_start(job, library)
+    if on_session is not None:
+        on_session(job.session_id)
+    partial = paths.partial(job.session_id)
+    resume = _checkpoint(job, partial, announce)
+    resumed_from = resume.n_seen if resume is not None else 0
+    meter = RateMeter()
+    meter.start(resumed_from, total)
+    on_progress("read", resumed_from, total)
+    started = time.perf_counter()
+
+    def progressed(done: int, of: int) -> None:
+        meter.update(done, of)
+        on_progress("read", done, of)
+
+    try:
+        cache = prefill(
+            job.model,
+            job.prefix.token_ids,
+            job.config,
+            job.scorer,
+            resume=resume,
+            on_progress=progressed,
+            stop=stop,
+            on_checkpoint=lambda state: _save_checkpoint(job, partial, state),
+            checkpoint_every_chunks=CHECKPOINT_EVERY_CHUNKS,
+        )
+    except PrefillStopped as stopped:
+        if stopped.n_seen > resumed_from:
+            _save_checkpoint(job, partial, stopped.cache)
+        raise
+    prefill_s = time.perf_counter() - started
+    n_read = total - resumed_from
+    rate = n_read / prefill_s if prefill_s > 0 else 0.0
+    on_progress("save", 0, 0)
+    started = time.perf_counter()
+    snapshot_bytes = job.save(paths.snapshot(job.session_id), cache)
+    save_s = time.perf_counter() - started
+    _record_end(job, library, cache, snapshot_bytes, prefill_s=prefill_s, prefill_tok_s=rate)
+    if partial.exists():
+        shutil.rmtree(partial)
+    quarters = tuple(meter.quarters())
+    report = ReadReport(prefill_s, rate, n_read, quarters, 0.0, save_s, resumed_from)
+    return cache, report
+
+
+def _checkpoint(job: Job, partial: Path, announce: Callable[[str], None]) -> DocCache | None:
+    """The state an earlier attempt left, if it can be trusted; a damaged one is dropped, aloud."""
+    from engine.errors import SnapshotCorrupt, SnapshotError
+    from engine.snapshot import recover_folder
+
+    recover_folder(partial)
+    if not partial.exists():
+        return None
+    try:
+        cache = job.load(partial)
+        ids = cache.token_ids.tolist()
+        if ids != job.prefix.token_ids[: len(ids)]:
+            raise SnapshotCorrupt("state.safetensors", "belongs to another text")
+    except SnapshotError as error:
+        shutil.rmtree(partial)
+        announce(f"The checkpoint is dropped, reading starts again: {error.cause}")
+        return None
+    announce(f"Resuming at token {cache.n_seen} of {len(job.prefix.token_ids)}.")
+    return cache
+
+
+def _save_checkpoint(job: Job, partial: Path, cache: DocCache) -> None:
+    job.save(partial, cache)
+
+
+def _record_start(job: Job, library: Library) -> None:
+    library.start_session(
+        job.session_id,
+        document=job.document.sha256,
+        pages=job.pages,
+        model=job.model.name,
+        settings=job.settings.to_dict(),
+        n_tokens=job.prefix.n_document,
+    )
+
+
+def _record_end(
+    job: Job, library: Library, cache: DocCache, snapshot_bytes: int, **measured: float
+) -> None:
+    library.finish_session(
+        job.session_id,
+        kept_tokens=cache.kept_tokens,
+        kept_fraction=cache.kept_fraction,
+        nbytes=cache.nbytes,
+        snapshot_bytes=snapshot_bytes,
+        positions=cache.positions_mode,
+        **measured,
+    )
+
+
+def _record_found(job: Job, library: Library, cache: DocCache, folder: Path) -> None:
+    """A snapshot is the truth: a library that lost its row, or marked it otherwise, is mended."""
+    record = library.find_session(job.session_id)
+    if record is None:
+        _record_start(job, library)
+    if record is None or record.state != "ready":
+        nbytes = sum(file.stat().st_size for file in folder.iterdir())
+        _record_end(job, library, cache, nbytes)

@@ -1,0 +1,335 @@
+"""The reader: opens documents into sessions and answers questions on them.
+
+It owns the model and the open caches, and is used by one thread at a time; `worker.Worker` gives
+the desk such a thread, a command is one by itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app.answers import Answer, TokenText
+from app.citations import Witness
+from app.library import Library
+from app.plan import Plan, check_fits, check_length, make_plan, page_range
+from app.progress import OnProgress
+from app.prompts import Layout, Turn
+from app.reading import Job, ReadReport, read_document, restore
+from app.records import SESSION_READY, SessionRecord
+from app.rss import peak_rss_bytes, rss_bytes
+from app.settings import ReadSettings, eviction_config
+from app.store import StoredDocument, keep_document, original_file, stored_document
+
+if TYPE_CHECKING:
+    from engine.cache import DocCache
+    from engine.generate import Sampling
+    from engine.loader import LoadedModel
+    from ingest import Document
+
+OPEN_SESSIONS = 2
+
+
+def _ignore_progress(stage: str, done: int, total: int) -> None:
+    """OnProgress for callers that do not want to know."""
+
+
+@dataclass
+class OpenSession:
+    """A session in memory, ready to be asked. reused: its cache came from disk, nothing was read."""
+
+    record: SessionRecord
+    document: Document
+    model: LoadedModel
+    layout: Layout
+    cache: DocCache
+    reused: bool
+    report: ReadReport
+    parse_s: float = 0.0
+    model_load_s: float = 0.0
+    memory: dict[str, int] = field(default_factory=dict)
+    _witness: Witness | None = None
+
+    @property
+    def pages(self) -> tuple[int, int]:
+        """First and last page that were read."""
+        return self.record.first_page, self.record.last_page
+
+    def witness(self, library: Library) -> Witness:
+        """What finds citations in this document; built at the first question."""
+        if self._witness is None:
+            sha256 = self.document.sha256
+            self._witness = Witness(
+                self.document,
+                self.pages,
+                lambda query, limit: library.search_pages(sha256, query, limit),
+            )
+        return self._witness
+
+
+class Reader:
+    """Parses, plans, reads, restores and asks. Not safe to use from two threads at once.
+
+    announce gets one sentence whenever something happens that the user should know of: a reading
+    that is resumed, a damaged checkpoint that is dropped.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        defaults: ReadSettings | None = None,
+        *,
+        device: str = "auto",
+        announce: Callable[[str], None] | None = None,
+    ) -> None:
+        self.library = library
+        self.paths = library.paths
+        self.defaults = defaults or ReadSettings()
+        self.device = device
+        self.announce = announce or (lambda text: None)
+        self._model: tuple[tuple[str, str], LoadedModel, float] | None = None
+        self._open: OrderedDict[str, OpenSession] = OrderedDict()
+
+    # Opening
+
+    def open(
+        self,
+        path: Path | str,
+        *,
+        password: str | None = None,
+        pages: tuple[int, int] | None = None,
+        settings: ReadSettings | None = None,
+        reread: bool = False,
+        on_progress: OnProgress = _ignore_progress,
+        on_session: Callable[[str], None] | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> OpenSession:
+        """A session for this file: restored from disk if it was read before, else read now.
+
+        reread      read again even if there is a snapshot (or a damaged one)
+        on_session  gets the session's id before the reading begins
+        Raises      IngestError, EngineError, DocumentTooLong, BadPageRange; PrefillStopped after
+                    the state so far was saved
+        """
+        before = rss_bytes()
+        stored = self._keep(Path(path), password, on_progress)
+        job = self._job(stored.document, pages, settings or self.defaults, on_progress)
+        session = self._session(job, reread, on_progress, on_session, stop)
+        session.parse_s = stored.parse_s
+        session.memory = {"before_read_rss_bytes": before, **session.memory}
+        return session
+
+    def reopen(
+        self,
+        session_id: str,
+        *,
+        reread: bool = False,
+        on_progress: OnProgress = _ignore_progress,
+        on_session: Callable[[str], None] | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> OpenSession:
+        """A session of the library by its id; one that was not read to the end is read on.
+
+        Raises NoSuchSession and what `open` raises.
+        """
+        record = self.library.session(session_id)
+        held = self._open.get(record.id)
+        if held is not None and not reread:
+            self._open.move_to_end(record.id)
+            return held
+        before = rss_bytes()
+        document = stored_document(self.paths, record.document)
+        settings = ReadSettings.from_dict(record.settings)
+        job = self._job(document, (record.first_page, record.last_page), settings, on_progress)
+        session = self._session(job, reread, on_progress, on_session, stop)
+        session.memory = {"before_read_rss_bytes": before, **session.memory}
+        return session
+
+    def plan(
+        self,
+        path: Path | str,
+        *,
+        password: str | None = None,
+        pages: tuple[int, int] | None = None,
+        settings: ReadSettings | None = None,
+        on_progress: OnProgress = _ignore_progress,
+    ) -> Plan:
+        """What reading this file would cost; nothing is read. Raises what parsing raises."""
+        stored = self._keep(Path(path), password, on_progress)
+        job = self._job(stored.document, pages, settings or self.defaults, on_progress)
+        return self._plan(job)
+
+    def forget(self, session_id: str) -> None:
+        """Drop a session from memory (not from the library)."""
+        self._open.pop(session_id, None)
+
+    def original(self, session_id: str) -> Path:
+        """The original file of a session, for a page viewer."""
+        return original_file(self.paths, self.library.session(session_id).document)
+
+    # Asking
+
+    def ask(
+        self,
+        session: OpenSession,
+        question: str,
+        sampling: Sampling | None = None,
+        *,
+        on_text: Callable[[str], None] | None = None,
+        stop: Callable[[], bool] | None = None,
+        history: Sequence[Turn] = (),
+        history_tokens: int = 0,
+    ) -> Answer:
+        """Answer a question on the frozen cache; every question starts from the same state.
+
+        on_text  gets the text as it grows, piece by piece
+        history  earlier turns, of which the latest fit into history_tokens are told to the model
+        """
+        from engine.generate import Sampling, generate
+
+        started = time.perf_counter()
+        sampling = sampling or Sampling()
+        layout = session.layout
+        turns = layout.fitting_history(history, history_tokens) if history_tokens else []
+        tail = layout.tail(question, turns)
+        text = TokenText(session.model.tokenizer, on_text)
+        made = generate(
+            session.model, session.cache.view(), tail, sampling, on_token=text.add, stop=stop
+        )
+        answer_text = text.finish()
+        citations = session.witness(self.library).cite(answer_text, question)
+        self.library.touch_session(session.record.id)
+        return Answer(
+            question=question,
+            text=answer_text,
+            citations=citations,
+            ttft_s=made.ttft_s,
+            decode_tok_s=made.decode_tok_s,
+            new_tokens=len(made.token_ids),
+            prefilled_tokens=made.prefilled_tokens,
+            reused_tokens=made.reused_tokens,
+            finish=made.finish,
+            answer_s=time.perf_counter() - started,
+        )
+
+    # Inside
+
+    def _keep(self, path: Path, password: str | None, on_progress: OnProgress) -> StoredDocument:
+        return keep_document(
+            self.library, path, password, on_parse=lambda: on_progress("parse", 0, 0)
+        )
+
+    def model(
+        self, name: str | None, weights: str, on_progress: OnProgress = _ignore_progress
+    ) -> tuple[LoadedModel, float]:
+        """The loaded model of this name and the seconds it took to load; one is held at a time."""
+        from engine.loader import load_model
+        from engine.registry import default_model
+
+        key = (name or default_model(), weights)
+        if self._model is None or self._model[0] != key:
+            self._model = None
+            self._open.clear()  # their caches belong to the other model
+            on_progress("load", 0, 0)
+            started = time.perf_counter()
+            loaded = load_model(
+                key[0],
+                models_dir=self.paths.models,
+                weights=weights,
+                device=self.device,
+                on_progress=lambda done, total: on_progress("fetch", done, total),
+            )
+            self._model = (key, loaded, time.perf_counter() - started)
+        return self._model[1], self._model[2]
+
+    def _job(
+        self,
+        document: Document,
+        pages: tuple[int, int] | None,
+        settings: ReadSettings,
+        on_progress: OnProgress,
+    ) -> Job:
+        """Everything that is fixed before the first token is read."""
+        from engine.prefill import PrefillConfig
+        from engine.registry import find
+        from heads.catalog import make_scorer
+
+        chosen = page_range(document, pages)
+        model, load_s = self.model(settings.model, settings.weights, on_progress)
+        spec = find(settings.model or model.name)
+        settings = settings.resolved(spec.default_budget if spec else None)
+        assert settings.scorer is not None
+        layout = Layout(model.tokenizer)
+        config = PrefillConfig(
+            chunk_tokens=settings.chunk_tokens,
+            eviction=eviction_config(settings, len(layout.header_ids())),
+        )
+        scorer = make_scorer(settings.scorer, model, seed=0, state_dir=self.paths.models / "heads")
+        return Job(document, chosen, settings, model, load_s, layout, config, scorer)
+
+    def _plan(self, job: Job) -> Plan:
+        rate = self.library.last_rate(job.model.name)
+        return make_plan(job, self.paths, rate)
+
+    def _session(
+        self,
+        job: Job,
+        reread: bool,
+        on_progress: OnProgress,
+        on_session: Callable[[str], None] | None,
+        stop: Callable[[], bool] | None,
+    ) -> OpenSession:
+        """Restore or read, and hold the result among the open sessions."""
+        from engine.files import locked
+
+        session_id = job.session_id
+        after_model = rss_bytes()
+        # Two programs may be given the same document; the second waits and finds it read.
+        with locked(self.paths.snapshots, session_id):
+            restored = None if reread else restore(job, self.library)
+            if restored is None:
+                plan = self._plan(job)
+                check_length(plan)
+                check_fits(plan)
+                cache, report = read_document(
+                    job,
+                    self.library,
+                    on_progress=on_progress,
+                    on_session=on_session,
+                    stop=stop,
+                    announce=self.announce,
+                )
+            else:
+                cache, report = restored
+                if on_session is not None:
+                    on_session(session_id)
+        record = self.library.session(session_id)
+        assert record.state == SESSION_READY
+        self.library.touch_session(session_id)
+        session = OpenSession(
+            record, job.document, job.model, job.layout, cache, restored is not None, report
+        )
+        session.model_load_s = job.model_load_s
+        session.memory = {
+            "after_model_rss_bytes": after_model,
+            "peak_rss_bytes": peak_rss_bytes(),
+        }
+        self._hold(session)
+        return session
+
+    def _hold(self, session: OpenSession) -> None:
+        self._open[session.record.id] = session
+        self._open.move_to_end(session.record.id)
+        while len(self._open) > OPEN_SESSIONS:
+            self._open.popitem(last=False)
+
+    def describe(self) -> dict[str, Any]:
+        """The loaded model in plain values; empty before the first was loaded."""
+        if self._model is None:
+            return {}
+        loaded = self._model[1]
+        return {"name": loaded.name, "weights": loaded.weights, "device": str(loaded.device)}

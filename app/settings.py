@@ -1,0 +1,75 @@
+"""The choices a reader makes before a document is read, and the one place that turns them into engine settings."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from engine.eviction import Allocation, EvictionConfig, Positions
+
+MAX_DOCUMENT_TOKENS = 131_072
+DEFAULT_CHUNK_TOKENS = 1024
+CHECKPOINT_EVERY_CHUNKS = 8
+MIN_SINK_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class ReadSettings:
+    """What to read with. None means: the default of the model or of the catalogue of scorers.
+
+    budget_tokens 0 keeps every entry.
+    """
+
+    model: str | None = None
+    weights: str = "auto"
+    budget_tokens: int | None = None
+    allocation: str | None = None
+    scorer: str | None = None
+    positions: str = "auto"
+    chunk_tokens: int = DEFAULT_CHUNK_TOKENS
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for the library and for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ReadSettings:
+        """Build from stored values; unknown keys (of a newer version) are left out."""
+        known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+        return cls(**known)
+
+    def resolved(self, default_budget: int | None) -> ReadSettings:
+        """Fill every None with its default, so that the settings can name a session.
+
+        default_budget is the model's own, None for a model without a known one.
+        """
+        from engine.eviction import EvictionConfig
+        from engine.registry import default_model
+        from heads.catalog import DEFAULT_ALLOCATION, DEFAULT_SCORER
+
+        default_budget = default_budget or EvictionConfig().budget_tokens
+        return replace(
+            self,
+            model=self.model or default_model(),
+            budget_tokens=default_budget if self.budget_tokens is None else self.budget_tokens,
+            allocation=self.allocation or DEFAULT_ALLOCATION,
+            scorer=self.scorer or DEFAULT_SCORER,
+        )
+
+
+def eviction_config(settings: ReadSettings, header_tokens: int) -> EvictionConfig:
+    """Engine settings for one reading; `settings` must be resolved.
+
+    The header (system prompt and opening of the user turn) counts as sink tokens: it is never
+    evicted. Raises engine.errors.InvalidSetting if the numbers cannot work together.
+    """
+    from engine.eviction import EvictionConfig
+
+    assert settings.budget_tokens is not None and settings.allocation is not None
+    return EvictionConfig(
+        budget_tokens=settings.budget_tokens or None,
+        allocation=cast("Allocation", settings.allocation),
+        sink_tokens=max(MIN_SINK_TOKENS, header_tokens),
+        positions=cast("Positions", settings.positions),
+    )

@@ -1,0 +1,180 @@
+"""Documents on disk: the original file and its parsed text under documents/SHA256/."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from app.library import Library
+from app.paths import DataPaths
+
+if TYPE_CHECKING:
+    from ingest import Document
+
+PARSED_NAME = "document.json"
+_BLOCK_BYTES = 4 * 1024 * 1024
+_TEMPORARY = re.compile(r"\.tmp-(\d+)$|\.(\d+)\.tmp$")
+
+
+@dataclass(frozen=True)
+class StoredDocument:
+    """A parsed document, its original in the data directory, and the seconds parsing took."""
+
+    document: Document
+    original: Path
+    parse_s: float
+    parsed_now: bool
+
+
+def keep_document(
+    library: Library,
+    path: Path,
+    password: str | None = None,
+    on_parse: Callable[[], None] | None = None,
+) -> StoredDocument:
+    """Copy a file into the data directory and parse it; what is there already is used again.
+
+    A document that needs a password is parsed anew each time, so that the password is asked for
+    each time. Raises ingest.IngestError or engine.NotEnoughDisk; then nothing
+    stays behind.
+    """
+    from ingest import open_document
+    from ingest.errors import DocumentMissing
+
+    from engine.files import need_disk
+
+    started = time.perf_counter()
+    paths = library.paths
+    work = paths.documents / f"incoming-{time.time_ns():x}.tmp-{os.getpid()}"
+    try:
+        try:
+            need_disk(paths.documents, 2 * path.stat().st_size, "Keeping the document")
+            sha256, copy = _copy(path, work)
+        except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+            raise DocumentMissing(
+                f"{path} cannot be opened: {error.strerror}.", "Check its name and folder."
+            ) from error
+        known = _known(library, sha256)
+        if known is not None:
+            return StoredDocument(known, original_file(paths, sha256), _since(started), False)
+        if on_parse is not None:
+            on_parse()
+        document = open_document(copy, password)
+        needs_password = password is not None and _needs_password(copy)
+        (work / PARSED_NAME).write_text(document.to_json(), encoding="utf-8")
+        library.add_document(document, path.name, needs_password=needs_password)
+        _publish(work, paths.document(sha256))
+        return StoredDocument(document, original_file(paths, sha256), _since(started), True)
+    finally:
+        if work.exists():
+            shutil.rmtree(work)
+
+
+def stored_document(paths: DataPaths, sha256: str) -> Document:
+    """The parsed document of a session. Raises ingest.BrokenDocument if its file is damaged."""
+    from ingest import Document
+    from ingest.errors import BrokenDocument
+
+    file = paths.document(sha256) / PARSED_NAME
+    try:
+        return Document.from_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BrokenDocument(
+            f"The stored text {file} cannot be read ({type(error).__name__}).",
+            "Open the original file again.",
+        ) from error
+
+
+def original_file(paths: DataPaths, sha256: str) -> Path:
+    """The copy of the original. Raises ingest.DocumentMissing."""
+    from ingest.errors import DocumentMissing
+
+    folder = paths.document(sha256) / "original"
+    if folder.is_dir():
+        for file in sorted(folder.iterdir()):
+            return file
+    raise DocumentMissing(f"The original of document {sha256[:12]} is gone.", "Open it again.")
+
+
+def sweep(paths: DataPaths) -> list[str]:
+    """Remove temporary files and folders that dead processes left; returns their names."""
+    removed = []
+    for folder in (paths.documents, paths.snapshots, paths.root):
+        for entry in folder.iterdir():
+            match = _TEMPORARY.search(entry.name)
+            if match is None or psutil.pid_exists(int(match.group(1) or match.group(2))):
+                continue
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            removed.append(entry.name)
+    return removed
+
+
+def safe_name(name: str) -> str:
+    """A file name that is harmless in every file system, with its suffix."""
+    stem, suffix = os.path.splitext(os.path.basename(name.replace("\\", "/")))
+    clean = re.sub(r"[^\w\-. ()]", "_", stem).strip(" .")[:100] or "document"
+    return clean + re.sub(r"[^\w.]", "", suffix)[:16]
+
+
+def _known(library: Library, sha256: str) -> Document | None:
+    """A document parsed by the present parser and free of a password, else None."""
+    from ingest import PARSER_VERSION
+    from ingest.errors import IngestError
+
+    record = library.document(sha256)
+    if record is None or record.needs_password or record.parser_version != PARSER_VERSION:
+        return None
+    try:
+        original_file(library.paths, sha256)
+        return stored_document(library.paths, sha256)
+    except IngestError:
+        return None  # the stored text is damaged: the file at hand is parsed again
+
+
+def _needs_password(path: Path) -> bool:
+    """Whether a file that was opened with a password does not open without one."""
+    from ingest import open_document
+    from ingest.errors import IngestError, PasswordRequired
+
+    try:
+        open_document(path, None, pages=(1, 1))
+    except IngestError as error:
+        return isinstance(error, PasswordRequired)
+    return False
+
+
+def _copy(path: Path, work: Path) -> tuple[str, Path]:
+    digest = hashlib.sha256()
+    (work / "original").mkdir(parents=True)
+    target = work / "original" / safe_name(path.name)
+    with path.open("rb") as source, target.open("wb") as copy:
+        while block := source.read(_BLOCK_BYTES):
+            digest.update(block)
+            copy.write(block)
+        copy.flush()
+        os.fsync(copy.fileno())
+    return digest.hexdigest(), target
+
+
+def _publish(work: Path, place: Path) -> None:
+    """Put the finished folder in its place; an older parse there is replaced."""
+    if place.exists():
+        # Same content, so the original stays; only the parsed text is exchanged.
+        os.replace(work / PARSED_NAME, place / PARSED_NAME)
+        if not (place / "original").exists():
+            os.replace(work / "original", place / "original")
+    else:
+        os.replace(work, place)
+
+
+def _since(started: float) -> float:
+    return time.perf_counter() - started
