@@ -1,0 +1,87 @@
+"""The number formats weights can be held in, and how each is asked for.
+
+`fp32` and `bf16` compute in the format they are held in. `int8` and `nf4` are bitsandbytes' formats:
+the linear layers shrink, embeddings and the output matrix stay in the compute format.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import InvalidSetting
+from engine.geometry import ModelGeometry
+
+if TYPE_CHECKING:
+    import torch
+
+WEIGHT_FORMATS = ("auto", "fp32", "bf16", "int8", "nf4")
+# Bytes a linear weight: nf4 has one fp32 scale for 64 weights, itself stored in 8 bits.
+LINEAR_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "nf4": 0.516}
+GPU_SHARE = 0.85  # of the free GPU memory that unquantised weights may take under "auto"
+
+
+@dataclass(frozen=True)
+class WeightChoice:
+    """weights: one of WEIGHT_FORMATS but auto; compute: fp32 or bf16; reason: for the user."""
+
+    weights: str
+    compute: str
+    reason: str
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The torch type activations are computed in."""
+        import torch
+
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[self.compute]
+
+    def load_settings(self) -> dict[str, Any]:
+        """Keywords for `from_pretrained` that produce these weights."""
+        settings: dict[str, Any] = {"dtype": self.compute_dtype}
+        if self.weights in ("int8", "nf4"):
+            settings["quantization_config"] = _bitsandbytes(self.weights, self.compute_dtype)
+        return settings
+
+
+def check_format(weights: str) -> None:
+    """Raise InvalidSetting, listing the formats, unless weights is one of WEIGHT_FORMATS."""
+    if weights not in WEIGHT_FORMATS:
+        raise InvalidSetting(
+            f"weights '{weights}' is not a known format.",
+            f"Choose one of {', '.join(WEIGHT_FORMATS)}.",
+        )
+
+
+def weights_bytes(
+    geometry: ModelGeometry, weights: str, *, compute: str = "bf16", tied: bool = True
+) -> int:
+    """Memory the weights take in one of the formats (not auto).
+
+    tied  whether input and output matrix are one; a bitsandbytes format keeps both in `compute`
+    """
+    wide = LINEAR_BYTES[compute if weights in ("int8", "nf4") else weights]
+    matrices = 1 if tied else 2
+    embedding = geometry.vocab_size * geometry.hidden_size * matrices
+    return int(linear_parameters(geometry) * LINEAR_BYTES[weights] + embedding * wide)
+
+
+def linear_parameters(geometry: ModelGeometry) -> int:
+    """Weights in the linear layers of all decoder layers (gated feed-forward, no biases)."""
+    heads = 2 * geometry.n_q_heads + 2 * geometry.n_kv_heads
+    attention = heads * geometry.head_dim * geometry.hidden_size
+    feed_forward = 3 * geometry.hidden_size * geometry.intermediate_size
+    return geometry.n_layers * (attention + feed_forward)
+
+
+def _bitsandbytes(weights: str, compute_dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if weights == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
