@@ -159,28 +159,12 @@ class DocCache:
                     assert 0 <= int(positions[0]) <= int(positions[-1]) < self.n_seen, name
 
 
-def read_positions(cache: DocCache, layer: LayerCache, head: int) -> Tensor:
-    """Rotary positions of one head's entries under the cache's rule: [length]."""
-    rows = layer.rows(head)
-    if cache.positions_mode == "original":
-        return layer.positions[rows]
-    return torch.arange(rows.stop - rows.start, device=layer.positions.device)
-
-
-def first_free_positions(cache: DocCache, layer: LayerCache) -> Tensor:
-    """Rotary position of the next token for each KV head: [n_kv_heads, 1] int64."""
-    if cache.positions_mode == "original":
-        values = [cache.n_seen] * cache.geometry.n_kv_heads
-    else:
-        values = layer.lengths
-    return torch.tensor(values, device=layer.positions.device)[:, None]
-
-
 @dataclass(frozen=True)
 class ReadLayer:
     """A layer as attention reads it: keys rotated, everything in the computing dtype.
 
-    keys, values  one tensor [1, length, head_dim] per KV head
+    keys, values  one tensor [n_heads, length, head_dim] per run of neighbouring heads of one
+                  length, so that an even layer is a single dense attention
     start         [n_kv_heads, 1] rotary position of the first token after the entries
     """
 
@@ -192,12 +176,13 @@ class ReadLayer:
     def of(cls, cache: DocCache, layer: LayerCache) -> ReadLayer:
         """Rotate a layer's keys to where the cache's rule puts them."""
         keys, values = [], []
-        for head in range(cache.geometry.n_kv_heads):
-            rows = layer.rows(head)
-            k = layer.keys[rows].to(cache.compute_dtype)
-            keys.append(cache.rotary.rotate(k, read_positions(cache, layer, head))[None])
-            values.append(layer.values[rows].to(cache.compute_dtype)[None])
-        return cls(keys, values, first_free_positions(cache, layer))
+        for first, n_heads, length in _even_runs(layer.lengths):
+            rows = slice(layer.offsets[first], layer.offsets[first + n_heads])
+            shape = (n_heads, length, cache.geometry.head_dim)
+            k = layer.keys[rows].to(cache.compute_dtype).reshape(shape)
+            keys.append(cache.rotary.rotate(k, _read_positions(cache, layer, rows, shape[:2])))
+            values.append(layer.values[rows].to(cache.compute_dtype).reshape(shape))
+        return cls(keys, values, _first_free_positions(cache, layer))
 
     def attend(self, packed_q: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
         """packed_q [n_kv_heads, group * n, head_dim], rotated -> output and log-sum-exp.
@@ -207,11 +192,46 @@ class ReadLayer:
         """
         if self.keys[0].shape[1] == 0:
             return None
-        parts = [
-            kernels.attend(packed_q[head : head + 1], k, v, scale)
-            for head, (k, v) in enumerate(zip(self.keys, self.values, strict=True))
-        ]
+        first, parts = 0, []
+        for k, v in zip(self.keys, self.values, strict=True):
+            parts.append(kernels.attend(packed_q[first : first + len(k)], k, v, scale))
+            first += len(k)
+        if len(parts) == 1:
+            return parts[0]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+    def heads(self) -> list[Tensor]:
+        """The rotated keys of each KV head: [1, length, head_dim]."""
+        return [k for block in self.keys for k in block.split(1)]
+
+
+def _even_runs(lengths: list[int]) -> list[tuple[int, int, int]]:
+    """(first head, number of heads, their length) for each run of equal neighbours."""
+    runs: list[tuple[int, int, int]] = []
+    for head, length in enumerate(lengths):
+        if runs and runs[-1][2] == length:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1, length)
+        else:
+            runs.append((head, 1, length))
+    return runs
+
+
+def _read_positions(
+    cache: DocCache, layer: LayerCache, rows: slice, shape: tuple[int, int]
+) -> Tensor:
+    """Rotary positions of some heads' rows [n_heads, length] under the cache's rule."""
+    if cache.positions_mode == "original":
+        return layer.positions[rows].reshape(shape)
+    return torch.arange(shape[1], device=layer.positions.device).expand(shape)
+
+
+def _first_free_positions(cache: DocCache, layer: LayerCache) -> Tensor:
+    """Rotary position of the next token for each KV head: [n_kv_heads, 1] int64."""
+    if cache.positions_mode == "original":
+        values = [cache.n_seen] * cache.geometry.n_kv_heads
+    else:
+        values = layer.lengths
+    return torch.tensor(values, device=layer.positions.device)[:, None]
 
 
 def pack(q: Tensor, n_kv_heads: int) -> Tensor:

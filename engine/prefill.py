@@ -315,7 +315,7 @@ def _mass(
     new = kernels.key_mass(q, repeated, per_query, scale, causal=True)
     packed = pack(q, n_kv_heads)
     kept = [
-        kernels.key_mass(packed[h : h + 1], entries.keys[h], lse[h : h + 1], scale)[0] / group
-        for h in range(n_kv_heads)
+        kernels.key_mass(packed[h : h + 1], keys, lse[h : h + 1], scale)[0] / group
+        for h, keys in enumerate(entries.heads())
     ]
     return group_mean(new, n_kv_heads), kept
