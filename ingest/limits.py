@@ -1,0 +1,32 @@
+"""What one parse may cost: time, memory, pages, bytes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class ParseLimits:
+    """Bounds for reading one document; every one is enforced, none is a hint.
+
+    timeout_s           wall-clock seconds from the start of the worker until it is killed
+    memory_bytes        address space of the worker (POSIX; elsewhere a warning says it is not held)
+    max_pages           pages (or chapters, sections) of one parse; a page range counts its own pages
+    max_file_bytes      size of the file on disk
+    max_expanded_bytes  unpacked size of EPUB, DOCX and XPS, which are ZIP archives
+    max_chars           characters of the finished text
+    """
+
+    timeout_s: float = 50.0
+    memory_bytes: int = 2048 * MIB
+    max_pages: int = 5000
+    max_file_bytes: int = 512 * MIB
+    max_expanded_bytes: int = 512 * MIB
+    max_chars: int = 20_000_000
+
+    def to_dict(self) -> dict[str, Any]:
+        """The limits as plain values, for the request to the worker."""
+        return asdict(self)

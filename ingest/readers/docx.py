@@ -1,0 +1,190 @@
+"""Word documents: body, tables, text boxes and notes in order, sections by heading styles.
+
+python-docx opens the package and knows the styles; the text is walked in the XML, because its
+paragraph API leaves out inserted revisions, content controls and text boxes.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ingest.clean import clean_line
+from ingest.document import DocumentWarning
+from ingest.errors import BrokenDocument, EmptyDocument, ScannedDocument
+from ingest.parts import Block, Parsed
+from ingest.ranges import check_range, choose
+from ingest.request import Request
+from ingest.sections import label_of, sections_from_blocks
+
+_W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
+_FALLBACK = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
+_DROPPED = {_W + "del", _W + "moveFrom", _W + "instrText", _FALLBACK, _W + "pPr", _W + "rPr"}
+_BREAKS = {_W + "br": "\n", _W + "cr": "\n", _W + "tab": "\t", _W + "noBreakHyphen": "-"}
+_NOTES = {"footnotes": "Footnotes", "endnotes": "Endnotes"}
+
+
+def read_docx(request: Request, on_page: Callable[[int, int], None]) -> Parsed:
+    """Read a DOCX file; its Pages are sections under headings of level 1 and 2, because a Word
+    file has no pages until a printer driver makes them.
+    Raises BrokenDocument, EmptyDocument, ScannedDocument, PagesNotFound, DocumentTooLarge."""
+    check_range(request.pages)
+    document = _open(request.path)
+    levels = _heading_levels(document)
+    blocks = list(_body_blocks(document.element.body, levels))
+    blocks.extend(_notes(document))
+    if not blocks:
+        raise _textless(document)
+    pages, toc = sections_from_blocks(blocks)
+    chosen = choose(pages, request.pages, request.limits.max_pages, "Word")
+    on_page(len(pages), len(pages))
+    numbers = {page.number for page in chosen}
+    first = next((block.text for block in blocks if block.level == 1), "")
+    title = (document.core_properties.title or "").strip()
+    return Parsed(
+        kind="docx",
+        page_kind="section",
+        title=title[:300] or label_of(first) or request.path.stem,
+        pages=chosen,
+        toc=[entry for entry in toc if entry.page in numbers],
+        warnings=_warnings(document),
+        parser="python-docx",
+    )
+
+
+def _open(path: Path) -> Any:
+    import docx
+    from docx.opc.exceptions import OpcError
+    from lxml.etree import LxmlError
+
+    try:
+        document = docx.Document(str(path))
+        if document.element.body is None:
+            raise KeyError("no body")
+        return document
+    except (OpcError, LxmlError, KeyError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        raise BrokenDocument(
+            f"The Word file is damaged and cannot be read ({' '.join(str(error).split())[:160]}).",
+            "Open it in Word or LibreOffice and save it again.",
+        ) from error
+
+
+def _heading_levels(document: Any) -> dict[str, int]:
+    """Style id to heading level; outline levels are inherited from the style's base."""
+    levels: dict[str, int] = {}
+    for style in document.styles:
+        name = (style.name or "").lower()
+        if name == "title":
+            levels[style.style_id] = 1
+        elif name.startswith("heading ") and name[8:].isdigit():
+            levels[style.style_id] = int(name[8:])
+        else:
+            outline = style.element.find(f"{_W}pPr/{_W}outlineLvl")
+            if outline is not None and outline.get(_W + "val", "9") in "012345678":
+                levels[style.style_id] = int(outline.get(_W + "val")) + 1
+    return levels
+
+
+def _body_blocks(parent: Any, levels: dict[str, int]) -> Iterator[Block]:
+    for element in parent:
+        if element.tag == _W + "p":
+            yield from _paragraph_blocks(element, levels)
+        elif element.tag == _W + "tbl":
+            yield from _table_blocks(element)
+        elif element.tag not in _DROPPED and len(element):
+            yield from _body_blocks(element, levels)  # content controls, inserted paragraphs
+
+
+def _paragraph_blocks(paragraph: Any, levels: dict[str, int]) -> Iterator[Block]:
+    text = _text(paragraph)
+    if text:
+        style = paragraph.find(f"{_W}pPr/{_W}pStyle")
+        level = levels.get(style.get(_W + "val", ""), 0) if style is not None else 0
+        is_item = not level and paragraph.find(f"{_W}pPr/{_W}numPr") is not None
+        if is_item:
+            yield Block(f"- {text}", before="\n")
+        else:
+            yield Block(text, level=level)
+    for box in paragraph.iter(_W + "txbxContent"):
+        if not any(parent.tag in _DROPPED for parent in box.iterancestors()):
+            yield from _body_blocks(box, levels)
+
+
+def _table_blocks(table: Any) -> Iterator[Block]:
+    """A block a row, cells parted by tabs; tables inside cells are written into the cell."""
+    before = "\n\n"
+    for row in table.iter(_W + "tr"):
+        if next(row.iterancestors(_W + "tbl")) is not table:
+            continue
+        cells = [
+            " ".join(filter(None, (_text(paragraph) for paragraph in cell.iter(_W + "p"))))
+            for cell in row.iterchildren(_W + "tc", _W + "sdt")
+        ]
+        text = "\t".join(" ".join(cell.split()) for cell in cells)
+        if text.strip():
+            yield Block(text.rstrip(), before=before)
+            before = "\n"
+
+
+def _text(paragraph: Any) -> str:
+    pieces: list[str] = []
+    _collect(paragraph, pieces)
+    return "\n".join(clean_line(line) for line in "".join(pieces).split("\n")).strip("\n")
+
+
+def _collect(element: Any, pieces: list[str]) -> None:
+    for child in element:
+        if child.tag in _DROPPED or child.tag == _W + "txbxContent":
+            continue
+        if child.tag == _W + "t":
+            pieces.append(child.text or "")
+        elif child.tag in _BREAKS:
+            pieces.append(_BREAKS[child.tag])
+        elif len(child):
+            _collect(child, pieces)
+
+
+def _notes(document: Any) -> Iterator[Block]:
+    from lxml import etree
+
+    parser = etree.XMLParser(resolve_entities=False, no_network=True)
+    for relation in document.part.rels.values():
+        kind = relation.reltype.rpartition("/")[2]
+        if kind not in _NOTES or relation.is_external:
+            continue
+        root = etree.fromstring(relation.target_part.blob, parser)
+        texts = [
+            " ".join(filter(None, (_text(paragraph) for paragraph in note.iter(_W + "p"))))
+            for note in root
+            if note.get(_W + "type") is None  # separators have a type
+        ]
+        texts = [text for text in texts if text]
+        if texts:
+            yield Block(_NOTES[kind], level=1)
+            yield from (Block(f"[{number}] {text}") for number, text in enumerate(texts, start=1))
+
+
+def _textless(document: Any) -> EmptyDocument | ScannedDocument:
+    if any("image" in relation.reltype for relation in document.part.rels.values()):
+        return ScannedDocument(
+            "The Word file holds pictures only and no text.",
+            "Save it as PDF and run text recognition (OCR) on it.",
+        )
+    return EmptyDocument("There is no text in the Word file.", "Choose another file.")
+
+
+def _warnings(document: Any) -> list[DocumentWarning]:
+    found = []
+    body = document.element.body
+    if next(body.iter(_W + "del"), None) is not None:
+        message = "The file has tracked changes: deleted text is left out, inserted text is read."
+        found.append(DocumentWarning("tracked_changes", message))
+    if any(r.reltype.endswith("/comments") for r in document.part.rels.values()):
+        found.append(DocumentWarning("comments_skipped", "Comments are not read."))
+    hidden = [run for run in body.iter(_W + "vanish") if run.get(_W + "val") not in ("0", "false")]
+    if hidden:
+        message = "The file has text formatted as hidden; it is read all the same."
+        found.append(DocumentWarning("hidden_text", message))
+    return found
