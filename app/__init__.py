@@ -1,1 +1,1 @@
-"""The application: documents, sessions, questions. It does not know how a model computes or a file is parsed."""
+"""Documents, sessions, questions. Knows not how a model computes, nor how a file is parsed."""

@@ -13,7 +13,7 @@ _UNFINISHED = "\ufffd"  # what a tokenizer shows for bytes whose character is no
 
 @dataclass(frozen=True)
 class Answer:
-    """What a question got. ttft_s counts from the prompt to the first token; finish says why it ended."""
+    """What a question got. ttft_s: from prompt to first token; finish: "eos", "length", "stop"."""
 
     question: str
     text: str

@@ -34,7 +34,9 @@ MAX_QUOTE_CHARS = 320
 WEAK_SHARE = 0.5  # of an answer sentence's content words, for an unverified citation
 _NEARBY_CHARS = 400
 _MAX_OCCURRENCES = 200
-_QUOTED = re.compile("[\"\u201c\u201e\u00ab]([^\"\u201c\u201d\u201e\u00ab\u00bb]{2,600})[\"\u201d\u201c\u00bb]")
+_QUOTED = re.compile(
+    '["\u201c\u201e\u00ab]([^"\u201c\u201d\u201e\u00ab\u00bb]{2,600})["\u201d\u201c\u00bb]'
+)
 
 # (FTS5 query, most results) -> numbers of matching pages, the best first
 PageSearch = Callable[[str, int], Sequence[int]]
@@ -73,7 +75,10 @@ class Witness:
     """
 
     def __init__(
-        self, document: Document, pages: tuple[int, int] | None = None, search: PageSearch | None = None
+        self,
+        document: Document,
+        pages: tuple[int, int] | None = None,
+        search: PageSearch | None = None,
     ) -> None:
         first, last = pages or (1, len(document.pages))
         self.document = document
@@ -93,7 +98,9 @@ class Witness:
             if not len(sentence):
                 continue
             evidence = self._exact(spoken, sentence, asked)
-            if evidence is None and not any(e.verified and start <= e.answer_at < end for e in found):
+            if evidence is None and not any(
+                e.verified and start <= e.answer_at < end for e in found
+            ):
                 evidence = self._weak(spoken, sentence, asked)
             if evidence is not None:
                 found.append(evidence)
@@ -147,7 +154,10 @@ class Witness:
     def _context(self, run: Run, words: set[str]) -> float:
         """How many of these content words stand near a run: tells equal runs apart."""
         middle = self.words.starts[run.found_first]
-        near = self.words.between(middle - _NEARBY_CHARS, middle + _NEARBY_CHARS)
+        page = self.document.page_at(middle)
+        near = self.words.between(
+            max(page.start, middle - _NEARBY_CHARS), min(page.end, middle + _NEARBY_CHARS)
+        )
         return len({w for w in self.words.folded[near.start : near.stop] if is_content(w)} & words)
 
     # Weak evidence
@@ -213,7 +223,8 @@ class Witness:
 
     def _sentence_around(self, start: int, end: int, page: Any) -> tuple[int, int]:
         """The sentence(s) on the page around a find, cut to MAX_QUOTE_CHARS about it."""
-        end = min(end, page.end)
+        if end > page.end:  # the find goes on overleaf
+            end = start + len(self.document.text[start : page.end].rstrip())
         left, right = start, end
         near = max(page.start, start - MAX_QUOTE_CHARS), min(page.end, end + MAX_QUOTE_CHARS)
         for first, last in sentence_ranges(self.document.text, *near):

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class Asker(Protocol):
     """What answers; `service.Reader` in the program, a small fake in tests."""
 
-    def ask(self, session: Any, question: str, sampling: Any = None, **how: Any) -> Answer:
+    @property
+    def ask(self) -> Callable[..., Answer]:
         """See Reader.ask."""
 
 

@@ -1,11 +1,11 @@
 """What the application itself refuses, as one small tree.
 
-    AppError                cause and next_step are for the user; exit_code for the command line
-    |- DocumentTooLong      more tokens than the limit; carries the page range that fits
-    |- BadPageRange         a page range outside the document
-    |- NoSuchSession        no session of that name in the library
-    |- SessionNotReady      known, but not read to the end or damaged
-    `- PortableFileBad      a session file that cannot be imported, with the reason
+AppError                cause and next_step are for the user; exit_code for the command line
+|- DocumentTooLong      more tokens than the limit; carries the page range that fits
+|- BadPageRange         a page range outside the document
+|- NoSuchSession        no session of that name in the library
+|- SessionNotReady      known, but not read to the end or damaged
+`- PortableFileBad      a session file that cannot be imported, with the reason
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What makes two readings the same: the name of a session follows from everything that shaped it."""
+"""What makes two readings the same: a session's name follows from all that shaped it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def identity_of(
 ) -> dict[str, Any]:
     """Everything that shapes a cache, as plain JSON values.
 
-    The number format of the computation is left out: the same document read in bf16 or fp32 is the
-    same session.
+    The model's fingerprint names the format of its weights too: a document read in bf16 and in nf4
+    makes two sessions.
     """
     from dataclasses import asdict
 

@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ _SESSION_QUERY = """
              WHERE messages.session = sessions.id AND role = 'user') AS n_questions
       FROM sessions JOIN documents ON documents.sha256 = sessions.document
 """
+
+_DERIVED_FIELDS = {"title", "file_name", "kind", "page_kind", "n_pages", "n_questions"}
 
 
 def now() -> str:
@@ -69,10 +72,7 @@ class Library:
             "parser_version": document.parser_version,
             "needs_password": int(needs_password),
             "warnings": json.dumps(
-                [
-                    {"code": w.code, "message": w.message, "page": w.page}
-                    for w in document.warnings
-                ]
+                [{"code": w.code, "message": w.message, "page": w.page} for w in document.warnings]
             ),
             "created_at": now(),
         }
@@ -161,40 +161,54 @@ class Library:
             return SessionRecord.from_row(row)
         return None
 
-    def session(self, name: str) -> SessionRecord:
-        """The session of this id, or whose id alone begins so (at least 4 characters).
-
-        Raises NoSuchSession.
-        """
+    def lookup(self, name: str) -> SessionRecord | None:
+        """The session of this id, or the only one whose id begins so (at least 4 characters)."""
         found = self.find_session(name)
-        if found is not None:
+        if found is not None or not re.fullmatch(r"[0-9a-f]{4,}", name):
             return found
-        if re.fullmatch(r"[0-9a-f]{4,}", name):
-            matches = [record for record in self.sessions() if record.id.startswith(name)]
-            if len(matches) == 1:
-                return matches[0]
-        raise NoSuchSession(
-            f"There is no session {name!r} in the library.",
-            "List them with the command `sessions`.",
-        )
+        matches = [record for record in self.sessions() if record.id.startswith(name)]
+        return matches[0] if len(matches) == 1 else None
+
+    def session(self, name: str) -> SessionRecord:
+        """As `lookup`. Raises NoSuchSession."""
+        found = self.lookup(name)
+        if found is None:
+            raise NoSuchSession(
+                f"There is no session {name!r} in the library.",
+                "List them with the command `sessions`.",
+            )
+        return found
 
     def sessions(self) -> list[SessionRecord]:
         """All sessions, the last used first."""
         rows = self.database.get().query(f"{_SESSION_QUERY} ORDER BY sessions.used_at DESC")
         return [SessionRecord.from_row(row) for row in rows]
 
-    def import_session(self, row: dict[str, Any], messages: Sequence[dict[str, Any]]) -> None:
-        """Insert a session that came from a portable file, with its conversation."""
+    def import_session(self, record: SessionRecord, messages: Sequence[MessageRecord]) -> None:
+        """Insert a session that came from a portable file, as not yet verified."""
         db = self.database.get()
+        row = {k: v for k, v in asdict(record).items() if k not in _DERIVED_FIELDS}
+        row["settings"] = json.dumps(record.settings, sort_keys=True)
         with db.atomic():
-            db.execute("DELETE FROM sessions WHERE id = ?", [row["id"]])
-            db.table("sessions").insert(row)
-            numbers: dict[int, int] = {}
+            db.execute("DELETE FROM sessions WHERE id = ?", [record.id])
+            db.table("sessions").insert({**row, "unverified": 1})
+            numbers: dict[int | None, int] = {}
             for message in messages:
-                reply_to = message["reply_to"]
-                values = {**message, "reply_to": numbers.get(reply_to) if reply_to else None}
-                old = values.pop("id")
-                numbers[old] = self._insert_message(values)
+                numbers[message.id] = self._insert_message(
+                    {
+                        "session": record.id,
+                        "role": message.role,
+                        "text": message.text,
+                        "state": message.state,
+                        "reply_to": numbers.get(message.reply_to),
+                        "details": json.dumps(message.details),
+                        "created_at": message.created_at,
+                    }
+                )
+
+    def mark_verified(self, session_id: str) -> None:
+        """Record that an imported session's cache was found to belong to its text."""
+        self.database.get().table("sessions").update(session_id, {"unverified": 0})
 
     def delete_session(self, session_id: str) -> None:
         """Remove a session, its snapshot and, if no other session needs it, its document.
@@ -214,8 +228,11 @@ class Library:
         _remove(self.paths.partial(record.id))
         if not left:
             _remove(self.paths.document(record.document))
-        # The text of a deleted document must not stay readable in free pages of the file.
+        # The text of a deleted document must not stay readable: not in the search index, not in
+        # free pages of the file, not in the write-ahead log.
+        db.execute("INSERT INTO pages_fts(pages_fts) VALUES ('optimize')")
         db.vacuum()
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def last_rate(self, model: str) -> float | None:
         """Tokens per second of the latest reading by this model on this machine, or None."""

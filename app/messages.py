@@ -121,6 +121,9 @@ _TABLE: dict[type[Exception], Message] = {
         "Convert it to PDF, EPUB, text or Markdown.",
         EXIT_DOCUMENT,
     ),
+    ingest.PagesNotFound: Message(
+        "The pages do not lie inside the document.", "Choose other pages.", EXIT_ARGUMENTS
+    ),
     ingest.DocumentTooLarge: Message(
         "The document is too large.", "Split it, or choose fewer pages with --pages.", EXIT_DOCUMENT
     ),
@@ -147,7 +150,7 @@ def explain(error: BaseException) -> Message | None:
         return Message(error.cause, error.next_step, error.exit_code)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return Message("The disk is full.", _TABLE[engine.NotEnoughDisk].next_step, EXIT_ROOM)
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or _is_torch_out_of_memory(error):
         return _TABLE[engine.NotEnoughMemory]
     if isinstance(error, KeyboardInterrupt):
         return Message("Interrupted.", "", EXIT_INTERRUPTED)
@@ -159,6 +162,13 @@ def explain(error: BaseException) -> Message | None:
                 next_step = row.next_step if ours else error.next_step or row.next_step
                 return Message(error.cause or row.cause, next_step, row.exit_code)
     return None
+
+
+def _is_torch_out_of_memory(error: BaseException) -> bool:
+    """torch has a class for the GPU's memory only; on the CPU it is a RuntimeError that says so."""
+    if type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 FAULT = Message(

@@ -101,3 +101,9 @@ def jobs(db: Database) -> None:
         CREATE INDEX jobs_state ON jobs(state);
         """
     )
+
+
+@migrations(name="004_imported_sessions")
+def imported_sessions(db: Database) -> None:
+    """Sessions from a portable file are checked against their text when first opened."""
+    db.execute("ALTER TABLE sessions ADD COLUMN unverified INTEGER NOT NULL DEFAULT 0")

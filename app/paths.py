@@ -37,11 +37,6 @@ class DataPaths:
         """Log files."""
         return self.root / "logs"
 
-    @property
-    def formats_file(self) -> Path:
-        """The number formats measured on this machine."""
-        return self.root / "formats.json"
-
     def document(self, sha256: str) -> Path:
         """Folder of one document."""
         return self.documents / sha256

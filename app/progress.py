@@ -67,9 +67,7 @@ class RateMeter:
         first, last = self._all[0][1], self._all[-1][1]
         edges = [first + (last - first) * n / 4 for n in range(5)]
         times = [self._time_at(edge) for edge in edges]
-        return [
-            (edges[n + 1] - edges[n]) / max(times[n + 1] - times[n], 1e-9) for n in range(4)
-        ]
+        return [(edges[n + 1] - edges[n]) / max(times[n + 1] - times[n], 1e-9) for n in range(4)]
 
     def _time_at(self, tokens: float) -> float:
         """When this many tokens were done, interpolated between two updates."""

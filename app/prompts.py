@@ -55,7 +55,7 @@ class Prefix:
     char_starts: list[int]
 
     def char_at(self, position: int) -> int | None:
-        """Where in Document.text the token at a cache position begins; None outside the document."""
+        """Where in Document.text a cache position's token begins; None outside it."""
         index = position - self.n_header
         return self.char_starts[index] if 0 <= index < self.n_document else None
 

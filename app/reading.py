@@ -32,7 +32,6 @@ class Job:
     pages: tuple[int, int]
     settings: ReadSettings  # resolved
     model: LoadedModel
-    model_load_s: float
     layout: Layout
     config: PrefillConfig
     scorer: Scorer
@@ -112,6 +111,7 @@ def restore(job: Job, library: Library) -> tuple[DocCache, ReadReport] | None:
         cache = job.load(folder)
         if not cache.frozen:
             raise SnapshotCorrupt("manifest.json", "says that the reading had not ended")
+        _verify_imported(job, library, cache)
     except SnapshotError as error:
         library.mark_damaged(job.session_id, error.cause)
         raise
@@ -232,6 +232,18 @@ def _record_end(
         positions=cache.positions_mode,
         **measured,
     )
+
+
+def _verify_imported(job: Job, library: Library, cache: DocCache) -> None:
+    """A session from elsewhere must hold the text that its pages show."""
+    from engine.errors import SnapshotCorrupt
+
+    record = library.find_session(job.session_id)
+    if record is None or not record.unverified:
+        return
+    if cache.token_ids.tolist() != job.prefix.token_ids:
+        raise SnapshotCorrupt("state.safetensors", "holds another text than the document")
+    library.mark_verified(job.session_id)
 
 
 def _record_found(job: Job, library: Library, cache: DocCache, folder: Path) -> None:

@@ -54,6 +54,7 @@ class SessionRecord:
 
     state: "reading" (not finished, resumable), "ready", or "damaged" (problem says why).
     n_tokens counts the document; kept_tokens is the mean per layer and head; nbytes is memory.
+    unverified: imported, and not yet found to hold the document it says.
     """
 
     id: str
@@ -74,6 +75,7 @@ class SessionRecord:
     prefill_tok_s: float
     created_at: str
     used_at: str
+    unverified: bool = False
     title: str = ""
     file_name: str = ""
     kind: str = ""
@@ -84,7 +86,11 @@ class SessionRecord:
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> SessionRecord:
         """Decode one row of `sessions` joined with its document."""
-        return cls(**{**row, "settings": json.loads(row["settings"])})
+        decoded = {
+            "settings": json.loads(row["settings"]),
+            "unverified": bool(row["unverified"]),
+        }
+        return cls(**{**row, **decoded})
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ class JobView:
     """What the desk sees of one job.
 
     kind: "ingest", "plan" or "question". state: "queued", "running", "done", "failed",
-    "cancelled", or "interrupted" (the program ended while it ran; an ingest job can be resubmitted).
+    "cancelled", or "interrupted" (the program ended; an ingest job can be resubmitted).
     done, total: tokens (bytes while a model is fetched). text: the answer so far.
     message: one sentence for the user. result: kind "plan": Plan.to_dict(); "ingest": {session_id,
     reused, resumed_from}; "question": the answer with citations.

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 from app.answers import Answer, TokenText
 from app.citations import Witness
 from app.library import Library
+from app.memory import peak_rss_bytes, rss_bytes
 from app.plan import Plan, check_fits, check_length, make_plan, page_range
 from app.progress import OnProgress
 from app.prompts import Layout, Turn
 from app.reading import Job, ReadReport, read_document, restore
 from app.records import SESSION_READY, SessionRecord
-from app.rss import peak_rss_bytes, rss_bytes
 from app.settings import ReadSettings, eviction_config
 from app.store import StoredDocument, keep_document, original_file, stored_document
 
@@ -40,7 +40,7 @@ def _ignore_progress(stage: str, done: int, total: int) -> None:
 
 @dataclass
 class OpenSession:
-    """A session in memory, ready to be asked. reused: its cache came from disk, nothing was read."""
+    """A session in memory, ready to be asked. reused: its cache came from disk."""
 
     record: SessionRecord
     document: Document
@@ -91,7 +91,7 @@ class Reader:
         self.defaults = defaults or ReadSettings()
         self.device = device
         self.announce = announce or (lambda text: None)
-        self._model: tuple[tuple[str, str], LoadedModel, float] | None = None
+        self._model: tuple[tuple[str, str], LoadedModel] | None = None
         self._open: OrderedDict[str, OpenSession] = OrderedDict()
 
     # Opening
@@ -225,8 +225,8 @@ class Reader:
 
     def model(
         self, name: str | None, weights: str, on_progress: OnProgress = _ignore_progress
-    ) -> tuple[LoadedModel, float]:
-        """The loaded model of this name and the seconds it took to load; one is held at a time."""
+    ) -> LoadedModel:
+        """The loaded model of this name; one is held at a time."""
         from engine.loader import load_model
         from engine.registry import default_model
 
@@ -235,16 +235,16 @@ class Reader:
             self._model = None
             self._open.clear()  # their caches belong to the other model
             on_progress("load", 0, 0)
-            started = time.perf_counter()
             loaded = load_model(
                 key[0],
                 models_dir=self.paths.models,
                 weights=weights,
                 device=self.device,
                 on_progress=lambda done, total: on_progress("fetch", done, total),
+                on_message=self.announce,
             )
-            self._model = (key, loaded, time.perf_counter() - started)
-        return self._model[1], self._model[2]
+            self._model = (key, loaded)
+        return self._model[1]
 
     def _job(
         self,
@@ -259,7 +259,7 @@ class Reader:
         from heads.catalog import make_scorer
 
         chosen = page_range(document, pages)
-        model, load_s = self.model(settings.model, settings.weights, on_progress)
+        model = self.model(settings.model, settings.weights, on_progress)
         spec = find(settings.model or model.name)
         settings = settings.resolved(spec.default_budget if spec else None)
         assert settings.scorer is not None
@@ -269,7 +269,7 @@ class Reader:
             eviction=eviction_config(settings, len(layout.header_ids())),
         )
         scorer = make_scorer(settings.scorer, model, seed=0, state_dir=self.paths.models / "heads")
-        return Job(document, chosen, settings, model, load_s, layout, config, scorer)
+        return Job(document, chosen, settings, model, layout, config, scorer)
 
     def _plan(self, job: Job) -> Plan:
         rate = self.library.last_rate(job.model.name)
@@ -313,7 +313,7 @@ class Reader:
         session = OpenSession(
             record, job.document, job.model, job.layout, cache, restored is not None, report
         )
-        session.model_load_s = job.model_load_s
+        session.model_load_s = job.model.load_s
         session.memory = {
             "after_model_rss_bytes": after_model,
             "peak_rss_bytes": peak_rss_bytes(),

@@ -1,4 +1,4 @@
-"""The choices a reader makes before a document is read, and the one place that turns them into engine settings."""
+"""The choices made before a document is read, and how they become engine settings."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import psutil
@@ -47,10 +47,9 @@ def keep_document(
     each time. Raises ingest.IngestError or engine.NotEnoughDisk; then nothing
     stays behind.
     """
+    from engine.files import need_disk
     from ingest import open_document
     from ingest.errors import DocumentMissing
-
-    from engine.files import need_disk
 
     started = time.perf_counter()
     paths = library.paths
@@ -120,18 +119,20 @@ def sweep(paths: DataPaths) -> list[str]:
 
 def safe_name(name: str) -> str:
     """A file name that is harmless in every file system, with its suffix."""
-    stem, suffix = os.path.splitext(os.path.basename(name.replace("\\", "/")))
-    clean = re.sub(r"[^\w\-. ()]", "_", stem).strip(" .")[:100] or "document"
-    return clean + re.sub(r"[^\w.]", "", suffix)[:16]
+    path = PurePosixPath(name.replace("\\", "/"))
+    clean = re.sub(r"[^\w\-. ()]", "_", path.stem).strip(" .")[:100] or "document"
+    return clean + re.sub(r"[^\w.]", "", path.suffix)[:16]
 
 
 def _known(library: Library, sha256: str) -> Document | None:
     """A document parsed by the present parser and free of a password, else None."""
-    from ingest import PARSER_VERSION
+    from ingest.assemble import PARSER_VERSION
     from ingest.errors import IngestError
 
     record = library.document(sha256)
-    if record is None or record.needs_password or record.parser_version != PARSER_VERSION:
+    if record is None or record.needs_password:
+        return None
+    if record.parser_version.partition("+")[0] != PARSER_VERSION:
         return None
     try:
         original_file(library.paths, sha256)

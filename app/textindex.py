@@ -23,19 +23,21 @@ _DROPPED = re.compile("[\u00ad'\u2019]")
 _SENTENCE_END = re.compile(r"[.!?\u3002\uff01\uff1f](?:[\"'\u2019\u201d)\]]*)(?=\s|$)|\n[ \t]*\n")
 
 # Words that carry no evidence by themselves.
-STOPWORDS = frozenset(
-    """a about above after again all also although am among an and another any are as at be because
-    been before being below between both but by can could did do does doing done down during each
-    either even ever every few for from had has have having he her here hers herself him himself his
-    how however i if in into is it its itself just may me might more most much must my myself neither
-    no nor not now of off often on once one only or other others our ours out over own per rather
-    same shall she should since so some still such than that the their theirs them themselves then
-    there these they this those though through thus to too under until up upon us very was we well
-    were what when where whether which while who whom whose why will with within without would yes
-    yet you your yours im ive dont doesnt didnt cant couldnt wont wouldnt isnt arent wasnt werent
-    document text passage answer question mentioned mention mentions states stated according
-    provided information says said""".split()
-)
+_STOPWORDS = """
+    a about above after again all also although am among an and another any are as at be
+    because been before being below between both but by can could did do does doing done down
+    during each either even ever every few for from had has have having he her here hers
+    herself him himself his how however i if in into is it its itself just may me might more
+    most much must my myself neither no nor not now of off often on once one only or other
+    others our ours out over own per rather same shall she should since so some still such
+    than that the their theirs them themselves then there these they this those though through
+    thus to too under until up upon us very was we well were what when where whether which
+    while who whom whose why will with within without would yes yet you your yours im ive dont
+    doesnt didnt cant couldnt wont wouldnt isnt arent wasnt werent document text passage
+    answer question mentioned mention mentions states stated according provided information
+    says said
+"""
+STOPWORDS = frozenset(_STOPWORDS.split())
 
 
 def fold(word: str) -> str:

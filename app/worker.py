@@ -37,13 +37,16 @@ class ReaderLike(Asker, Protocol):
 
     library: Library
 
-    def open(self, path: Any, **how: Any) -> Any:
+    @property
+    def open(self) -> Callable[..., Any]:
         """See Reader.open; the result has `record`, `reused` and `report.resumed_from`."""
 
-    def reopen(self, session_id: str, **how: Any) -> Any:
+    @property
+    def reopen(self) -> Callable[..., Any]:
         """See Reader.reopen."""
 
-    def plan(self, path: Any, **how: Any) -> Any:
+    @property
+    def plan(self) -> Callable[..., Any]:
         """See Reader.plan; the result has `to_dict()`."""
 
     def forget(self, session_id: str) -> None:
@@ -94,7 +97,7 @@ class Worker:
         *,
         reread: bool = False,
     ) -> str:
-        """Read a file into a session; returns the job's id. result: session_id, reused, resumed_from."""
+        """Read a file into a session. result: session_id, reused, resumed_from."""
         payload = _payload(path, pages, settings) | {"reread": reread}
         return self._submit("ingest", payload, password=password)
 
@@ -113,9 +116,7 @@ class Worker:
         record = self.library.session(session_id)
         return self._submit("ingest", {"session": record.id, "reread": reread}, record.id)
 
-    def submit_question(
-        self, session_id: str, text: str, sampling: Sampling | None = None
-    ) -> str:
+    def submit_question(self, session_id: str, text: str, sampling: Sampling | None = None) -> str:
         """Ask; question and pending answer stand in the library when this returns.
 
         result: the answer with citations, question_id and answer_id. Raises NoSuchSession.
@@ -237,7 +238,7 @@ class Worker:
             self._change(live, state="running", message="Working.", save=True)
             try:
                 self._work(live)
-            except Exception as error:  # the top of the thread: reported, never swallowed
+            except Exception as error:  # noqa: BLE001 - the top of the thread: reported, never swallowed
                 self._fail(live, error)
 
     def _work(self, live: _Live) -> None:
@@ -306,10 +307,10 @@ class Worker:
             else:
                 live.meter.update(done, total)
             name = STAGE_NAMES.get(stage, stage)
-            speed = {"tok_s": live.meter.tok_s, "eta_s": live.meter.eta_s}
+            tok_s, eta_s = live.meter.tok_s, live.meter.eta_s
             if stage != "read":
-                speed = {"tok_s": 0.0, "eta_s": None}
-            self._change(live, done=done, total=total, message=f"{name}.", **speed)
+                tok_s, eta_s = 0.0, None
+            self._change(live, done=done, total=total, tok_s=tok_s, eta_s=eta_s, message=f"{name}.")
 
         return progressed
 
@@ -348,9 +349,7 @@ class Worker:
             if live.ended.is_set():
                 return
             session_id = values.get("result", {}).get("session_id") or live.view.session_id
-            live.view = replace(
-                live.view, state=state, eta_s=None, session_id=session_id, **values
-            )
+            live.view = replace(live.view, state=state, eta_s=None, session_id=session_id, **values)
             view = live.view
         self._store.update(
             view.id,

@@ -1,0 +1,189 @@
+"""What several commands share: flags, JSON output, the library, and Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from app.settings import ReadSettings
+
+if TYPE_CHECKING:
+    from app.library import Library
+    from app.progress import ProgressLine
+    from app.service import Reader
+
+# The engine has the last word on these names; here they are for --help, without importing it.
+WEIGHTS = ("auto", "fp32", "bf16", "int8", "nf4")
+ALLOCATIONS = ("uniform", "per_layer", "global")
+POSITIONS = ("auto", "original", "compact")
+
+
+class CommandFailed(Exception):
+    """A command ends with this exit code; what went wrong has been printed already."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(f"exit code {exit_code}")
+        self.exit_code = exit_code
+
+
+def add_data_dir(parser: argparse.ArgumentParser) -> None:
+    """--data-dir, accepted before and after the command's name."""
+    parser.add_argument(
+        "--data-dir",
+        metavar="FOLDER",
+        default=argparse.SUPPRESS,
+        help="where documents, sessions and models are kept (or LONGREAD_DATA; "
+        "LONGREAD_MODELS moves the models alone)",
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """--json: standard output then carries JSON and nothing else."""
+    parser.add_argument("--json", action="store_true", help="print JSON and nothing else on stdout")
+
+
+def add_read_settings(parser: argparse.ArgumentParser) -> None:
+    """Flags of commands that read documents."""
+    group = parser.add_argument_group("reading")
+    group.add_argument("--model", metavar="NAME", help="model name, hub id, folder or GGUF file")
+    group.add_argument(
+        "--weights", choices=WEIGHTS, default="auto", help="number format of the weights"
+    )
+    group.add_argument(
+        "--budget",
+        type=_budget,
+        metavar="TOKENS",
+        help="cache entries kept per layer and head, or 'all' (default: the model's own)",
+    )
+    group.add_argument("--allocation", choices=ALLOCATIONS, help="how the budget is shared out")
+    group.add_argument("--scorer", metavar="NAME", help="what decides which entries stay")
+    group.add_argument(
+        "--positions", choices=POSITIONS, default="auto", help="rotary positions (default: auto)"
+    )
+    group.add_argument(
+        "--chunk", type=_positive, default=None, metavar="TOKENS", help="tokens read at a time"
+    )
+    group.add_argument(
+        "--pages", type=page_range, metavar="A-B", help="read these pages only, as 10-20 or 7"
+    )
+    group.add_argument("--password", help="password of a protected document")
+    group.add_argument(
+        "--reread", action="store_true", help="read again, even if there is a saved session"
+    )
+
+
+def read_settings(args: argparse.Namespace) -> ReadSettings:
+    """The settings that the flags of `add_read_settings` stand for."""
+    defaults = ReadSettings()
+    return ReadSettings(
+        model=args.model,
+        weights=args.weights,
+        budget_tokens=args.budget,
+        allocation=args.allocation,
+        scorer=args.scorer,
+        positions=args.positions,
+        chunk_tokens=args.chunk or defaults.chunk_tokens,
+    )
+
+
+def page_range(text: str) -> tuple[int, int]:
+    """A page range as typed: "10-20", or "7" for one page."""
+    first, dash, last = text.partition("-")
+    try:
+        pages = (int(first), int(last if dash else first))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a page range like 10-20") from None
+    if not 1 <= pages[0] <= pages[1]:
+        raise argparse.ArgumentTypeError(f"{text!r} does not ascend from page 1")
+    return pages
+
+
+def print_json(value: Any, *, lines: bool = False) -> None:
+    """One JSON value on stdout, on one line if `lines`."""
+    text = json.dumps(value, ensure_ascii=False, indent=None if lines else 1)
+    print(text, flush=True)
+
+
+def say(text: str) -> None:
+    """A sentence for the person, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def data_dir(args: argparse.Namespace) -> str | None:
+    """The --data-dir flag, or None."""
+    value: str | None = getattr(args, "data_dir", None)
+    return value
+
+
+@contextmanager
+def opened_library(args: argparse.Namespace) -> Iterator[Library]:
+    """The library of the data directory; leftovers of a killed run are swept first."""
+    from app.library import Library
+    from app.logs import start_log
+    from app.paths import data_paths
+    from app.store import sweep
+
+    paths = data_paths(data_dir(args)).make()
+    log = start_log(paths)
+    library = Library(paths)
+    try:
+        for name in sweep(paths):
+            log.info("removed %s, left by a process that ended", name)
+        yield library
+    finally:
+        library.close()
+
+
+def make_reader(
+    library: Library, args: argparse.Namespace, progress: ProgressLine | None
+) -> Reader:
+    """A reader with the settings of the command line."""
+    from app.service import Reader
+
+    announce = progress.say if progress is not None else say
+    return Reader(library, read_settings(args), announce=announce)
+
+
+class StopSwitch:
+    """Ctrl-C as a request: the first is answered between chunks, the second ends the program."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: Any = None
+
+    def __call__(self) -> bool:
+        """Whether to stop."""
+        return self.asked
+
+    def __enter__(self) -> StopSwitch:
+        self._before = signal.signal(signal.SIGINT, self._on_signal)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        say("\nStopping after this step (Ctrl-C again to stop at once) ...")
+
+
+def _budget(text: str) -> int:
+    return 0 if text == "all" else _positive(text)
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text.replace("_", ""))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return value

@@ -1,0 +1,235 @@
+"""`doctor`: what this machine has, what was chosen and why, and what to repair."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import sqlite3
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app.commands.common import add_json, data_dir, print_json
+from app.errors import AppError
+
+if TYPE_CHECKING:
+    from app.paths import DataPaths
+
+NAME = "doctor"
+HELP = "say what this machine has, what was chosen and why, and what to repair"
+GIB = 2**30
+LIBRARIES = (
+    "torch transformers safetensors tokenizers accelerate bitsandbytes gradio PyMuPDF python-docx "
+    "sqlite-utils platformdirs triton"
+)
+OPTIONAL = {"triton", "bitsandbytes"}
+LOW_DISK_BYTES = 2 * GIB
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report; problems come last, each with its repair."""
+    from app.paths import data_paths
+
+    report = examine(data_paths(data_dir(args)))
+    if args.json:
+        print_json(report)
+    else:
+        _print_report(report)
+    return 0
+
+
+def examine(paths: DataPaths) -> dict[str, Any]:
+    """Everything `doctor` knows, as plain values; `problems` lists {what, repair}."""
+    problems: list[dict[str, str]] = []
+    versions = _versions(problems)
+    report: dict[str, Any] = {
+        "python": f"{platform.python_version()} on {platform.platform()}",
+        "executable": sys.executable,
+        "versions": versions,
+        "data": _data(paths, problems),
+    }
+    if versions.get("torch"):
+        report |= _device(paths, problems)
+        report["models"] = _models(paths, problems)
+    report["problems"] = problems
+    return report
+
+
+def _versions(problems: list[dict[str, str]]) -> dict[str, str | None]:
+    found: dict[str, str | None] = {"sqlite": sqlite3.sqlite_version}
+    for name in LIBRARIES.split():
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+            if name not in OPTIONAL:
+                problems.append(
+                    {
+                        "what": f"The library {name} is missing.",
+                        "repair": "Run `python launch.py` again; it installs what is needed.",
+                    }
+                )
+    return found
+
+
+def _device(paths: DataPaths, problems: list[dict[str, str]]) -> dict[str, Any]:
+    import torch
+
+    import kernels
+    from app.memory import available_bytes
+    from engine.loader import pick_device
+    from engine.numeric import CACHE_NAME, cpu_name, pick_format
+
+    device = pick_device("auto")
+    cache = paths.models / CACHE_NAME if paths.models.is_dir() else None
+    choice = pick_format(cache)
+    values: dict[str, Any] = {
+        "device": device,
+        "cpu": cpu_name(),
+        "threads": torch.get_num_threads(),
+        "memory_available_bytes": available_bytes("cpu"),
+        "compute_format": {"name": choice.name, "reason": choice.reason, "gflops": choice.gflops},
+        "kernels": kernels.describe(device),
+    }
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        values["gpu"] = {
+            "name": properties.name,
+            "total_bytes": properties.total_memory,
+            "free_bytes": available_bytes("cuda"),
+        }
+    elif _has_nvidia_driver():
+        problems.append(
+            {
+                "what": "There is an NVIDIA driver, but this torch build cannot use the GPU.",
+                "repair": "Delete the folder .venv and run `python launch.py` again.",
+            }
+        )
+    return values
+
+
+def _has_nvidia_driver() -> bool:
+    return Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None
+
+
+def _models(paths: DataPaths, problems: list[dict[str, str]]) -> list[dict[str, Any]]:
+    from engine.registry import default_model, known_models
+    from engine.sources import state
+
+    rows = [{"name": spec.name, "state": state(spec, paths.models)} for spec in known_models()]
+    default = default_model()
+    if all(row["state"] == "absent" for row in rows if row["name"] == default):
+        problems.append(
+            {
+                "what": f"The default model {default} is not here yet.",
+                "repair": f"It is fetched on first use, or now with `models get {default}`.",
+            }
+        )
+    return rows
+
+
+def _data(paths: DataPaths, problems: list[dict[str, str]]) -> dict[str, Any]:
+    values: dict[str, Any] = {"folder": str(paths.root), "models_folder": str(paths.models)}
+    try:
+        paths.make()
+        probe = paths.root / f".probe-{os.getpid()}"
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        problems.append(
+            {
+                "what": f"The data directory {paths.root} cannot be written ({error.strerror}).",
+                "repair": "Choose another with --data-dir.",
+            }
+        )
+        return values
+    free = shutil.disk_usage(paths.root).free
+    values["free_disk_bytes"] = free
+    if free < LOW_DISK_BYTES:
+        problems.append(
+            {
+                "what": f"Only {free / GIB:.1f} GiB are free on the disk.",
+                "repair": "Free some space, or delete sessions with `delete`.",
+            }
+        )
+    values["sessions"] = _sessions(paths, problems)
+    return values
+
+
+def _sessions(paths: DataPaths, problems: list[dict[str, str]]) -> dict[str, Any]:
+    from app.library import Library
+
+    try:
+        library = Library(paths)
+        records = library.sessions()
+        (check,) = library.database.get().execute("PRAGMA quick_check(1)").fetchone()
+        library.close()
+    except (sqlite3.Error, AppError) as error:
+        problems.append(
+            {
+                "what": f"The library {paths.database} cannot be read ({error}).",
+                "repair": "Move the file away; documents can be read again.",
+            }
+        )
+        return {}
+    if check != "ok":
+        problems.append(
+            {
+                "what": f"The library {paths.database} is damaged: {check}.",
+                "repair": "Export what can be exported, then move the file away.",
+            }
+        )
+    for record in records:
+        missing = record.state == "ready" and not paths.snapshot(record.id).is_dir()
+        if record.state == "damaged" or missing:
+            problems.append(
+                {
+                    "what": f"Session {record.id} ({record.title}) is damaged: "
+                    f"{record.problem or 'its snapshot is missing'}.",
+                    "repair": f"Read it again: ask {record.id} --reread -q ...",
+                }
+            )
+    return {
+        "count": len(records),
+        "snapshot_bytes": sum(record.snapshot_bytes for record in records),
+    }
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    print(f"Python      {report['python']}")
+    for name, version in report["versions"].items():
+        print(f"  {name:<14}{version or '-'}")
+    if "device" in report:
+        print(f"Device      {report['device']}: {report['cpu']}, {report['threads']} threads")
+        if "gpu" in report:
+            gpu = report["gpu"]
+            print(
+                f"GPU         {gpu['name']}, {gpu['free_bytes'] / GIB:.1f} of "
+                f"{gpu['total_bytes'] / GIB:.1f} GiB free"
+            )
+        print(f"Memory      {report['memory_available_bytes'] / GIB:.1f} GiB available")
+        form = report["compute_format"]
+        print(f"Computing   {form['name']}: {form['reason']}")
+        print(f"Kernels     {report['kernels']}")
+        for row in report["models"]:
+            print(f"Model       {row['name']}: {row['state']}")
+    data = report["data"]
+    print(f"Data        {data['folder']} (models in {data['models_folder']})")
+    if "free_disk_bytes" in data:
+        print(f"Disk        {data['free_disk_bytes'] / GIB:.1f} GiB free")
+    if data.get("sessions"):
+        sessions = data["sessions"]
+        size = sessions["snapshot_bytes"] / 2**20
+        print(f"Sessions    {sessions['count']}, {size:.0f} MiB")
+    if not report["problems"]:
+        print("\nNothing to repair.")
+    for problem in report["problems"]:
+        print(f"\n! {problem['what']}\n  {problem['repair']}")

@@ -1,0 +1,36 @@
+"""`export`: write a session to one file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from app.commands.common import add_json, opened_library, print_json
+
+NAME = "export"
+HELP = "write a session to one portable file (it contains the document's whole text)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("session", metavar="SESSION", help="an id, or its beginning")
+    parser.add_argument(
+        "file", nargs="?", metavar="FILE", help="where to write it (default: TITLE.longread)"
+    )
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the file; an existing one is replaced only when the new one is whole."""
+    from app.portable import SUFFIX, export_session
+    from app.store import safe_name
+
+    with opened_library(args) as library:
+        record = library.session(args.session)
+        target = Path(args.file) if args.file else Path(safe_name(record.title) + SUFFIX)
+        nbytes = export_session(library, record.id, target)
+    if args.json:
+        print_json({"session": record.id, "file": str(target), "bytes": nbytes})
+    else:
+        print(f"{target}: {nbytes / 2**20:.1f} MiB, with the whole text of {record.title}")
+    return 0

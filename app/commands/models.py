@@ -1,0 +1,130 @@
+"""`models`: what is known, what is here, what fits; `models get NAME` fetches one."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from app.commands.common import add_json, data_dir, print_json, say
+
+if TYPE_CHECKING:
+    from app.paths import DataPaths
+    from engine.registry import ModelSpec
+
+NAME = "models"
+HELP = "list the models that can run here and what fits; `models get NAME` fetches one"
+BUDGETS = (1024, 4096, 16_384, 65_536)
+CHUNK_TOKENS = 1024
+GIB = 2**30
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("action", nargs="?", choices=("list", "get"), default="list")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="model to get")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """List the known models, or fetch one."""
+    from app.messages import EXIT_ARGUMENTS
+    from app.paths import data_paths
+
+    paths = data_paths(data_dir(args)).make()
+    if args.action == "get":
+        if not args.name:
+            say("longread: models get needs the NAME of a model; list them with `models`.")
+            return EXIT_ARGUMENTS
+        return _get(args, paths)
+    if args.name:
+        say(f"longread: did you mean `models get {args.name}`?")
+        return EXIT_ARGUMENTS
+    rows = model_rows(paths)
+    if args.json:
+        print_json({"models_dir": str(paths.models), "models": rows})
+        return 0
+    for row in rows:
+        _print_row(row)
+    print("\nAny other hub id, folder with safetensors or GGUF file works too: --model NAME.")
+    return 0
+
+
+def model_rows(paths: DataPaths) -> list[dict[str, Any]]:
+    """Every known model: what it is, whether it is here, and the budgets that fit in memory."""
+    from app.memory import available_bytes
+    from engine.loader import pick_device
+    from engine.registry import known_models
+
+    device = pick_device("auto")
+    free = available_bytes(device)
+    return [_row(spec, paths, device, free) for spec in known_models()]
+
+
+def _row(spec: ModelSpec, paths: DataPaths, device: str, free: int) -> dict[str, Any]:
+    from engine.memory import fits, terms, total
+    from engine.registry import default_model
+    from engine.sources import state
+    from engine.weights import weights_bytes
+
+    fitting: dict[str, dict[str, Any]] = {}
+    for weights in ("bf16", "nf4"):
+        held = weights_bytes(spec.geometry, weights)
+        needs = {b: terms(spec.geometry, held, b, CHUNK_TOKENS) for b in BUDGETS}
+        fitting[weights] = {
+            "weights_bytes": held,
+            "needed_bytes": {str(b): total(parts) for b, parts in needs.items()},
+            "fitting_budgets": [b for b, parts in needs.items() if fits(parts, free)],
+        }
+    return {
+        "name": spec.name,
+        "title": spec.title,
+        "license": spec.license,
+        "parameters": spec.parameters,
+        "window_tokens": spec.window,
+        "default_budget": spec.default_budget,
+        "is_default": spec.name == default_model(),
+        "state": state(spec, paths.models),
+        "source": "package index" if spec.wheels else f"hub: {spec.hub}",
+        "download_bytes": spec.download_bytes,
+        "device": device,
+        "available_bytes": free,
+        "fits": fitting,
+    }
+
+
+def _print_row(row: dict[str, Any]) -> None:
+    marks = {"ready": "ready", "fetched": "fetched", "absent": "not here"}
+    default = ", default" if row["is_default"] else ""
+    print(f"{row['name']}  [{marks[row['state']]}{default}]")
+    print(
+        f"    {row['title']}, {row['parameters'] / 1e9:.2f} B parameters, window "
+        f"{row['window_tokens']} tokens, {row['license']}; "
+        f"{row['download_bytes'] / GIB:.1f} GiB from {row['source']}"
+    )
+    for weights, fit in row["fits"].items():
+        budgets = fit["fitting_budgets"]
+        needed = fit["needed_bytes"][str(max(budgets) if budgets else BUDGETS[0])]
+        if budgets:
+            text = f"fits up to a budget of {max(budgets)} ({needed / GIB:.1f} GiB)"
+        else:
+            text = f"does not fit: needs {needed / GIB:.1f} GiB"
+        print(f"    {weights}: {text}, {row['available_bytes'] / GIB:.1f} GiB free")
+
+
+def _get(args: argparse.Namespace, paths: DataPaths) -> int:
+    from app.progress import ProgressLine
+    from engine.sources import locate
+
+    progress = ProgressLine()
+    located = locate(
+        args.name,
+        paths.models,
+        on_progress=lambda done, total: progress("fetch", done, total),
+        on_message=progress.say,
+    )
+    progress.end()
+    if args.json:
+        print_json({"name": located.name, "folder": str(located.folder)})
+    else:
+        print(f"{located.name} is ready: {located.folder}")
+    return 0

@@ -1,0 +1,205 @@
+"""What reading a document will cost, said before it begins; and the refusals that follow."""
+
+from __future__ import annotations
+
+import shutil
+from bisect import bisect_left
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from app.errors import BadPageRange, DocumentTooLong
+from app.memory import available_bytes
+from app.paths import DataPaths
+from app.settings import MAX_DOCUMENT_TOKENS
+
+if TYPE_CHECKING:
+    from app.reading import Job
+    from ingest import Document
+
+MIB = 2**20
+# Beside each cached entry's keys and values: its position (int32) and score (fp32).
+_ENTRY_OVERHEAD_BYTES = 8
+_DISK_MARGIN_BYTES = 64 * MIB
+# Of the measured matrix speed that a whole reading reaches, about; only until the first reading.
+LINEAR_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Cost of one reading. Bytes are estimates from the model's geometry; seconds follow the last
+    reading by the same model on this machine, before that the measured speed of its processor
+    (None if that is unknown).
+
+    fits         within the token limit, free memory and free disk
+    fitting_pages  the longest page range from first_page on that is within the token limit
+    """
+
+    title: str
+    sha256: str
+    kind: str
+    page_kind: str
+    session_id: str
+    n_pages: int
+    first_page: int
+    last_page: int
+    n_tokens: int
+    limit_tokens: int
+    budget_tokens: int
+    kept_tokens: int
+    cache_bytes: int
+    memory_bytes: int
+    available_memory_bytes: int
+    disk_bytes: int
+    free_disk_bytes: int
+    seconds: float | None
+    model: str
+    fitting_pages: tuple[int, int] | None
+    already_read: bool
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        """Whether the reading can begin."""
+        return (
+            self.n_tokens <= self.limit_tokens
+            and self.memory_bytes <= self.available_memory_bytes
+            and self.disk_bytes <= self.free_disk_bytes
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, `fits` included."""
+        return {**asdict(self), "fits": self.fits}
+
+
+def page_range(document: Document, pages: tuple[int, int] | None) -> tuple[int, int]:
+    """The pages to read, all by default. Raises BadPageRange."""
+    n_pages = len(document.pages)
+    first, last = pages or (1, n_pages)
+    if not 1 <= first <= last <= n_pages:
+        raise BadPageRange(
+            f"Pages {first}-{last} do not lie inside the document, which has {n_pages}.",
+            f"Choose a range within 1-{n_pages}.",
+        )
+    start, end = document.pages[first - 1].start, document.pages[last - 1].end
+    if not document.text[start:end].strip():
+        raise BadPageRange(f"Pages {first}-{last} hold no text.", "Choose other pages.")
+    return first, last
+
+
+def make_plan(job: Job, paths: DataPaths, tok_s: float | None) -> Plan:
+    """Count and estimate; tok_s is the speed of the last reading by this model, if known."""
+    budget = job.settings.budget_tokens or 0
+    n_read = len(job.prefix.token_ids)
+    kept = min(n_read, budget) if budget else n_read
+    geometry = job.model.geometry
+    value_bytes = job.config.storage_dtype(job.model.compute_dtype).itemsize
+    cache_bytes = kept * (
+        geometry.kv_bytes_per_token(value_bytes) + geometry.n_slots * _ENTRY_OVERHEAD_BYTES
+    )
+    rate = tok_s or _estimated_rate(job, kept, paths)
+    return Plan(
+        title=job.document.title,
+        sha256=job.document.sha256,
+        kind=job.document.kind,
+        page_kind=job.document.page_kind,
+        session_id=job.session_id,
+        n_pages=len(job.document.pages),
+        first_page=job.pages[0],
+        last_page=job.pages[1],
+        n_tokens=job.prefix.n_document,
+        limit_tokens=MAX_DOCUMENT_TOKENS,
+        budget_tokens=budget,
+        kept_tokens=kept,
+        cache_bytes=cache_bytes,
+        memory_bytes=_working_bytes(job, kept),
+        available_memory_bytes=available_bytes(job.model.device),
+        # The snapshot, and a checkpoint that lies beside it until the reading ends.
+        disk_bytes=2 * cache_bytes + _DISK_MARGIN_BYTES,
+        free_disk_bytes=shutil.disk_usage(paths.root).free,
+        seconds=n_read / rate if rate else None,
+        model=job.model.name,
+        fitting_pages=_fitting_pages(job),
+        already_read=paths.snapshot(job.session_id).exists(),
+        warnings=tuple(warning.message for warning in job.document.warnings),
+    )
+
+
+def check_length(plan: Plan) -> None:
+    """Raise DocumentTooLong, with the page range that fits, if there are too many tokens."""
+    if plan.n_tokens <= plan.limit_tokens:
+        return
+    cause = f"The document has {plan.n_tokens} tokens; at most {plan.limit_tokens} can be read."
+    if plan.fitting_pages is None:
+        raise DocumentTooLong(cause, "Split the document into smaller files.", None)
+    first, last = plan.fitting_pages
+    raise DocumentTooLong(
+        cause,
+        f"Pages {first}-{last} of {plan.n_pages} fit: add --pages {first}-{last}.",
+        plan.fitting_pages,
+    )
+
+
+def check_fits(plan: Plan) -> None:
+    """Raise NotEnoughMemory or NotEnoughDisk, with figures, before anything is computed."""
+    from engine.errors import NotEnoughDisk, NotEnoughMemory
+
+    if plan.memory_bytes > plan.available_memory_bytes:
+        raise NotEnoughMemory(
+            f"Reading needs about {plan.memory_bytes / MIB:.0f} MiB of memory beside the model, "
+            f"and {plan.available_memory_bytes / MIB:.0f} MiB are free.",
+            "Choose a smaller --budget, --chunk or model, or close other programs.",
+        )
+    if plan.disk_bytes > plan.free_disk_bytes:
+        raise NotEnoughDisk(
+            f"Reading needs about {plan.disk_bytes / MIB:.0f} MiB on the disk, "
+            f"and {plan.free_disk_bytes / MIB:.0f} MiB are free.",
+            "Free some space, choose a smaller --budget, or delete sessions with `delete`.",
+        )
+
+
+def _working_bytes(job: Job, kept: int) -> int:
+    """Memory beside the loaded model: the cache, its readable copy, and one chunk's work."""
+    from engine.memory import terms, total
+
+    geometry, compute_bytes = job.model.geometry, job.model.compute_dtype.itemsize
+    parts = terms(
+        geometry,
+        0,
+        kept,
+        min(job.settings.chunk_tokens, len(job.prefix.token_ids)),
+        kv_bytes_per_value=job.config.storage_dtype(job.model.compute_dtype).itemsize,
+        compute_bytes=compute_bytes,
+    )
+    parts["overhead"] = 0  # the libraries are loaded already
+    parts["readable"] = kept * geometry.kv_bytes_per_token(compute_bytes)
+    return total(parts)
+
+
+def _estimated_rate(job: Job, kept: int, paths: DataPaths) -> float | None:
+    """Tokens per second to expect of a model that has read nothing here yet; None on a GPU."""
+    from engine.numeric import CACHE_NAME, pick_format
+    from engine.weights import linear_parameters
+
+    if job.model.device != "cpu":
+        return None
+    name = "fp32" if job.model.compute_dtype.itemsize == 4 else "bf16"
+    gflops = pick_format(paths.models / CACHE_NAME).gflops[f"prefill_{name}"]
+    geometry = job.model.geometry
+    visible = kept + job.settings.chunk_tokens // 2
+    attention = 2 * geometry.n_layers * geometry.n_q_heads * geometry.head_dim * visible
+    flops = 2 * (linear_parameters(geometry) + attention)
+    return LINEAR_SHARE * gflops * 1e9 / flops
+
+
+def _fitting_pages(job: Job) -> tuple[int, int] | None:
+    """The longest range of whole pages from the first one on that is within the token limit."""
+    prefix, (first, last) = job.prefix, job.pages
+    if prefix.n_document <= MAX_DOCUMENT_TOKENS:
+        return job.pages
+    fitting = None
+    for number in range(first, last + 1):
+        end = job.document.pages[number - 1].end
+        if bisect_left(prefix.char_starts, end) > MAX_DOCUMENT_TOKENS:
+            break
+        fitting = (first, number)
+    return fitting

@@ -1,0 +1,173 @@
+"""A citation is only as sure as the text it stands on."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.citations import MAX_CITATIONS, Citation, Witness
+from ingest.document import Document
+from tests.unit.app.made_documents import document_of
+
+PAGES = (
+    "Once upon a time an old king lived in a castle by the sea. He had three sons and no "
+    "daughter.\n",
+    "The youngest son rode into the dark forest, where he met a grey wolf. The wolf said: Take the "
+    "left path, and do not look back!\n",
+    "On the third morning the prince found the golden bird asleep in its cage. He paid 1,200 "
+    "crowns for the cage. The inn-\nkeeper of the Red Lion had warned him.\n",
+    "At the end of the day the king gave half of the kingdom to the prince.\n",
+)
+
+
+@pytest.fixture
+def book() -> Document:
+    return document_of(*PAGES, labels=["i", "ii", "1", "2"])
+
+
+def normal(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_a_run_of_the_documents_words_is_verified_with_its_page_and_label(book: Document) -> None:
+    (citation,) = Witness(book).cite(
+        "He found the golden bird asleep in its cage.", "What did the prince find?"
+    )
+    assert citation == Citation(
+        3, "1", "On the third morning the prince found the golden bird asleep in its cage.", True
+    )
+
+
+def test_every_quote_stands_in_the_document_on_its_page(book: Document) -> None:
+    answer = (
+        "The old king had three sons and no daughter. The youngest met a grey wolf. "
+        'The wolf told him to "take the left path". He paid 1,200 crowns for the cage.'
+    )
+    citations = Witness(book).cite(answer, "Tell the story.")
+    assert {c.page for c in citations} == {1, 2, 3}
+    for citation in citations:
+        page = book.pages[citation.page - 1]
+        assert citation.quote in book.text[page.start : page.end]
+
+
+def test_line_breaks_and_hyphens_of_the_print_do_not_hide_a_match(book: Document) -> None:
+    (citation,) = Witness(book).cite("The innkeeper of the Red Lion had warned the prince.")
+    assert citation.verified and citation.page == 3
+    assert "inn-\nkeeper" in citation.quote
+
+
+def test_a_passage_in_quotation_marks_is_verified_even_if_short(book: Document) -> None:
+    (citation,) = Witness(book).cite("\u201cgrey wolf\u201d", "Whom did the youngest son meet?")
+    assert citation.verified and citation.page == 2
+
+
+def test_a_quotation_that_the_document_does_not_hold_is_not_verified(book: Document) -> None:
+    answer = 'The wolf said "go home to your father".'
+    assert all(not citation.verified for citation in Witness(book).cite(answer))
+
+
+def test_one_quoted_word_is_verified_only_if_one_page_has_it(book: Document) -> None:
+    witness = Witness(book)
+    (unique,) = witness.cite('"sea"', "Where was the castle?")
+    assert unique.verified and unique.page == 1
+    common = witness.cite('"prince"', "Who was it?")
+    assert [citation.verified for citation in common] == [False]
+
+
+def test_an_echo_of_the_question_is_not_evidence(book: Document) -> None:
+    question = "Why did the youngest son ride into the dark forest?"
+    answer = "The youngest son rode into the dark forest for unknowable reasons."
+    assert not any(c.verified for c in Witness(book).cite(answer, question + " rode"))
+
+
+def test_four_small_words_are_not_evidence(book: Document) -> None:
+    assert Witness(book).cite("At the end of the table.") == []
+
+
+def test_a_short_answer_is_cited_but_not_as_verified(book: Document) -> None:
+    (citation,) = Witness(book).cite("A wolf.", "Whom did the youngest son meet in the forest?")
+    assert not citation.verified
+    assert citation.page == 2 and "wolf" in citation.quote
+
+
+def test_words_in_another_order_are_weak_evidence(book: Document) -> None:
+    (citation,) = Witness(book).cite("The kingdom: half of it was given away by the king.")
+    assert (citation.page, citation.verified) == (4, False)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["", "   ", "...", "The document does not say.", "Photosynthesis needs chlorophyll.", "Yes."],
+)
+def test_nothing_found_gives_no_citation(book: Document, answer: str) -> None:
+    assert Witness(book).cite(answer, "What is it about?") == []
+
+
+def test_pages_that_were_not_read_are_never_cited(book: Document) -> None:
+    answer = "He found the golden bird asleep in its cage."
+    assert Witness(book, (1, 2)).cite(answer) == []
+    (citation,) = Witness(book, (3, 3)).cite(answer)
+    assert citation.page == 3
+
+
+def test_of_equal_runs_the_one_in_fitting_company_is_cited() -> None:
+    book = document_of(
+        "The lamp was lit. The keeper climbed the narrow stone stairs of the tower.\n",
+        "Anna was late. The keeper climbed the narrow stone stairs and found Anna weeping.\n",
+        "The keeper climbed the narrow stone stairs no more.\n",
+    )
+    (citation, *_) = Witness(book).cite(
+        "The keeper climbed the narrow stone stairs.", "Where was Anna weeping?"
+    )
+    assert citation.page == 2
+
+
+def test_a_run_across_a_page_break_is_cited_where_it_begins() -> None:
+    book = document_of("Far away the silver ship left\n", "the quiet harbour at dawn.\n")
+    (citation,) = Witness(book).cite("The silver ship left the quiet harbour at dawn.")
+    assert citation.verified and citation.page == 1
+    assert citation.quote == "Far away the silver ship left"
+
+
+def test_long_sentences_are_cut_around_the_find() -> None:
+    filler = "and so on and so forth with many little things " * 40
+    book = document_of(filler + "the crimson key opened the hidden door " + filler)
+    (citation,) = Witness(book).cite("The crimson key opened the hidden door.")
+    assert citation.verified and len(citation.quote) < 400
+    assert "crimson key opened the hidden door" in citation.quote
+    assert citation.quote in book.text
+
+
+def test_unspaced_scripts_need_eight_characters() -> None:
+    book = document_of(
+        "\u8a71\u8aaa\u5929\u4e0b\u5927\u52e2\uff0c\u5206\u4e45\u5fc5\u5408\uff0c\u5408\u4e45\u5fc5\u5206\u3002\n"
+    )
+    (citation,) = Witness(book).cite("\u5929\u4e0b\u5927\u52e2\uff0c\u5206\u4e45\u5fc5\u5408")
+    assert citation.verified
+    assert not any(c.verified for c in Witness(book).cite("\u5929\u4e0b\u5927\u52e2"))
+
+
+def test_candidates_come_from_the_page_search(book: Document) -> None:
+    asked: list[str] = []
+
+    def search(query: str, limit: int) -> list[int]:
+        asked.append(query)
+        return [2]
+
+    (citation,) = Witness(book, None, search).cite("A wolf.", "Whom did the youngest son meet?")
+    assert citation.page == 2
+    assert all('"wolf"' in query for query in asked) and asked
+
+
+def test_there_are_never_too_many() -> None:
+    lines = [
+        f"The {n}th traveller carried the number {n * 7919} on a copper plate.\n" for n in range(20)
+    ]
+    answer = " ".join(line.strip() for line in lines)
+    assert len(Witness(document_of(*lines)).cite(answer)) == MAX_CITATIONS
+
+
+def test_markdown_around_the_words_does_not_matter(book: Document) -> None:
+    answer = "- **The youngest son** rode into the *dark* forest\n- he met a _grey wolf_"
+    citations = Witness(book).cite(answer, "What happened?")
+    assert citations[0].verified and citations[0].page == 2
+    assert normal(citations[0].quote).startswith("The youngest son rode")

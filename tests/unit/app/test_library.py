@@ -1,0 +1,221 @@
+"""The library keeps what it is given, from any thread, and forgets on request."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+from sqlite_utils import Database
+
+from app.errors import NoSuchSession
+from app.jobs import JobStore
+from app.library import Library
+from app.migrations import migrations
+from app.paths import DataPaths, data_paths
+from app.store import original_file, safe_name, stored_document, sweep
+from tests.unit.app.made_documents import document_of
+
+SESSION = "ab" * 12
+
+
+@pytest.fixture
+def library(data_dir: Path):
+    library = Library(data_paths())
+    yield library
+    library.close()
+
+
+def add_session(library: Library, session_id: str = SESSION, *texts: str) -> str:
+    """A document with one session."""
+    document = document_of(*(texts or ("The wolf ran.\n", "The bird sang.\n")))
+    library.add_document(document, "book.txt", needs_password=False)
+    library.start_session(
+        session_id,
+        document=document.sha256,
+        pages=(1, len(document.pages)),
+        model="tiny",
+        settings={"budget_tokens": 64},
+        n_tokens=12,
+    )
+    return document.sha256
+
+
+def test_the_schema_grows_from_the_first_version_with_its_data(tmp_path: Path) -> None:
+    db = Database(tmp_path / "library.db")
+    migrations.apply(db, stop_before="002_page_search")
+    db.table("documents").insert(
+        {
+            "sha256": "d",
+            "title": "Old",
+            "kind": "txt",
+            "page_kind": "page",
+            "file_name": "old.txt",
+            "n_pages": 1,
+            "n_chars": 4,
+            "parser_version": "0",
+            "created_at": "then",
+        }
+    )
+    db.table("pages").insert({"document": "d", "number": 7, "label": "vii", "text": "grey wolf"})
+    db.execute(
+        "INSERT INTO sessions (id, document, first_page, last_page, model, settings, state,"
+        " n_tokens, created_at, used_at) VALUES ('s', 'd', 1, 1, 'm', '{}', 'ready', 3, 'a', 'b')"
+    )
+    db.close()
+    library = Library(DataPaths(tmp_path, tmp_path / "models"))
+    assert library.search_pages("d", '"wolf"') == [7]
+    record = library.session("s")
+    assert (record.title, record.state, record.unverified) == ("Old", "ready", False)
+    assert library.database.get().table("jobs").exists()
+    library.close()
+
+
+def test_every_step_is_recorded_once_and_a_second_start_changes_nothing(data_dir: Path) -> None:
+    Library(data_paths()).close()
+    library = Library(data_paths())
+    db = library.database.get()
+    names = [m.name for m in migrations.applied(db)]
+    assert names == sorted(names) and len(names) == 4 and not migrations.pending(db)
+    assert db.journal_mode == "wal"
+    library.close()
+
+
+def test_foreign_keys_are_enforced(library: Library) -> None:
+    with pytest.raises(sqlite3.IntegrityError):
+        library.add_question("no such session", "Who?")
+
+
+def test_pages_are_found_by_their_words_best_first(library: Library) -> None:
+    sha256 = add_session(library, SESSION, "A wolf. A wolf.\n", "A bird.\n", "A wolf, a bird.\n")
+    assert library.search_pages(sha256, '"wolf"') == [1, 3]
+    assert library.search_pages(sha256, '"wolf" OR "bird"', limit=1) != []
+    assert library.search_pages("other", '"wolf"') == []
+
+
+def test_a_newer_parse_replaces_the_older_pages(library: Library) -> None:
+    document = document_of("old words\n")
+    library.add_document(document, "a.txt", needs_password=False)
+    newer = document_of("old words\n")
+    library.add_document(newer, "a.txt", needs_password=True)
+    assert library.search_pages(document.sha256, '"words"') == [1]
+    record = library.document(document.sha256)
+    assert record is not None and record.needs_password
+
+
+def test_the_question_is_there_before_the_answer(library: Library) -> None:
+    add_session(library)
+    question, answer = library.add_question(SESSION, "Who ran?")
+    first, second = library.messages(SESSION)
+    assert (first.id, first.role, first.text, first.state) == (question, "user", "Who ran?", "done")
+    assert (second.id, second.state, second.reply_to) == (answer, "pending", question)
+    library.set_answer(answer, "The wolf.", "done", {"citations": [{"page": 1}]})
+    assert library.messages(SESSION)[1].citations == [{"page": 1}]
+    assert library.session(SESSION).n_questions == 1
+
+
+def test_a_session_is_known_by_the_beginning_of_its_id(library: Library) -> None:
+    add_session(library)
+    add_session(library, "abac" * 6)
+    assert library.session("abab").id == SESSION
+    for name in ("ab", "aba", "nosuch", "abcd", "%", ""):
+        with pytest.raises(NoSuchSession):
+            library.session(name)
+
+
+def test_reading_again_keeps_the_conversation(library: Library) -> None:
+    sha256 = add_session(library)
+    library.add_question(SESSION, "Who ran?")
+    library.mark_damaged(SESSION, "layers-000.safetensors fails its checksum")
+    assert library.session(SESSION).state == "damaged"
+    add_session(library)
+    record = library.session(SESSION)
+    assert (record.state, record.problem, record.n_questions) == ("reading", "", 1)
+    assert record.document == sha256
+
+
+def test_deleting_the_last_session_takes_the_document_with_it(library: Library) -> None:
+    sha256 = add_session(library)
+    other = "cd" * 12
+    add_session(library, other)
+    folder = library.paths.document(sha256)
+    for path in (folder, library.paths.snapshot(SESSION), library.paths.partial(SESSION)):
+        path.mkdir()
+    library.delete_session(SESSION)
+    assert folder.exists() and not library.paths.snapshot(SESSION).exists()
+    assert not library.paths.partial(SESSION).exists()
+    library.delete_session(other)
+    assert not folder.exists() and library.document(sha256) is None
+    raw = b"".join(p.read_bytes() for p in library.paths.root.glob("library.db*"))
+    assert b"The bird sang" not in raw
+
+
+def test_threads_write_at_the_same_time(library: Library) -> None:
+    add_session(library)
+    failures: list[BaseException] = []
+
+    def ask(number: int) -> None:
+        try:
+            for n in range(20):
+                _, answer = library.add_question(SESSION, f"{number}-{n}")
+                library.set_answer(answer, "x", "done", {})
+        except sqlite3.Error as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert len(library.messages(SESSION)) == 160
+
+
+def test_jobs_of_a_dead_program_are_interrupted_and_ours_are_not(library: Library) -> None:
+    store = JobStore(library.database)
+    ours, theirs = store.add("ingest", {"path": "a"}), store.add("ingest", {"path": "b"})
+    store.update(theirs, owner="999999:1.00", state="running")
+    assert store.interrupt_orphans() == [theirs]
+    states = {view.id: view.state for view in store.all()}
+    assert states == {ours: "queued", theirs: "interrupted"}
+    assert [view.id for view in store.all(active=True)] == [ours]
+
+
+def test_leftovers_of_dead_processes_are_swept_and_living_ones_left(library: Library) -> None:
+    import os
+
+    paths = library.paths
+    dead, alive = paths.snapshots / "x.tmp-999999", paths.snapshots / f"y.tmp-{os.getpid()}"
+    kept = paths.snapshots / SESSION
+    for folder in (dead, alive, kept):
+        folder.mkdir()
+    (paths.root / "formats.json.999999.tmp").write_text("{")
+    assert sorted(sweep(paths)) == ["formats.json.999999.tmp", "x.tmp-999999"]
+    assert alive.exists() and kept.exists() and not dead.exists()
+
+
+def test_a_document_that_is_gone_is_reported_as_such(library: Library) -> None:
+    from ingest import BrokenDocument, DocumentMissing
+
+    with pytest.raises(BrokenDocument):
+        stored_document(library.paths, "e" * 64)
+    with pytest.raises(DocumentMissing):
+        original_file(library.paths, "e" * 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"),
+    [
+        ("../../etc/passwd", "passwd"),
+        ("C:\\books\\a b.pdf", "a b.pdf"),
+        ("a:b?.pdf", "a_b_.pdf"),
+        ("", "document"),
+        ("...", "document"),
+        ("x" * 300 + ".pdf", "x" * 100 + ".pdf"),
+        ("Krieg & Frieden \u2013 1.epub", "Krieg _ Frieden _ 1.epub"),
+    ],
+)
+def test_file_names_are_made_harmless(name: str, safe: str) -> None:
+    assert safe_name(name) == safe
+    assert safe_name(safe) == safe
