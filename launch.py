@@ -108,8 +108,7 @@ def inside():
 @contextlib.contextmanager
 def lock(path):
     """Hold a file lock; a second launcher waits. The system frees it if the holder is killed."""
-    file = open(path, "a+b")
-    try:
+    with open(path, "a+b") as file:
         waited = False
         while not try_lock(file):
             if not waited:
@@ -117,8 +116,6 @@ def lock(path):
             waited = True
             time.sleep(0.5)
         yield waited
-    finally:
-        file.close()
 
 
 def try_lock(file):
@@ -229,9 +226,10 @@ def install_torch(python, log, gpus, run=run_logged):
         say("NVIDIA card found (%s): installing a CUDA build of torch." % gpus[0])
         pip = [python, "-m", "pip", "install", UV]
         uv = [python, "-m", "uv", "pip", "install", "--python", python, torch]
-        if run(pip, "Preparing", log) == 0 and run(
-            uv + ["--torch-backend=auto"], "torch for CUDA", log
-        ) == 0:
+        if (
+            run(pip, "Preparing", log) == 0
+            and run([*uv, "--torch-backend=auto"], "torch for CUDA", log) == 0
+        ):
             return "cuda through uv"
         say("The CUDA build could not be chosen automatically; taking what pip finds instead.")
     if run([python, "-m", "pip", "install", torch], "torch", log) != 0:
@@ -257,9 +255,7 @@ print(json.dumps(note))
 
 def cuda_self_test(python, run=subprocess.run):
     """(works, one sentence) of a matrix product on the card with the installed torch."""
-    result = run(
-        [python, "-c", SELF_TEST], capture_output=True, text=True, env=clean_environment()
-    )
+    result = run([python, "-c", SELF_TEST], capture_output=True, text=True, env=clean_environment())
     try:
         note = json.loads(result.stdout.strip().splitlines()[-1])
     except (ValueError, IndexError):
@@ -274,7 +270,7 @@ def check_disk(needed=FREE_BYTES_NEEDED):
     free = shutil.disk_usage(ROOT).free
     if free < needed:
         raise SetupFailed(
-            "Setting up needs %.0f GB of free disk and %.1f GB are free. Free some, then start again."
+            "Setting up needs %.0f GB of free disk and %.1f GB are free. Free some and start again."
             % (needed / 1e9, free / 1e9),
             code=5,
         )
@@ -361,7 +357,7 @@ def find_chromium():
 
 
 def ensure_chromium():
-    """Install Chromium from the distribution when that needs no question; else say what is skipped."""
+    """Install Chromium from the distribution where that needs no question; else say so."""
     if find_chromium():
         return
     apt = shutil.which("apt-get")
@@ -411,7 +407,7 @@ def start(arguments):
         return subprocess.call(command, env=env)
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(command[0], command, env)
+    return os.execve(command[0], command, env)
 
 
 def hold_window_open():
@@ -425,7 +421,7 @@ def main(arguments):
     if sys.version_info < MINIMUM:
         say(
             "Longread needs Python %d.%d or newer; this is Python %s. Get it from python.org."
-            % (MINIMUM + (platform.python_version(),))
+            % (*MINIMUM, platform.python_version())
         )
         return 1
     if inside():

@@ -63,7 +63,7 @@ def prepare(model: nn.Module) -> Rotary:
 
     AttentionInterface.register(ATTENTION_NAME, attend_through_store)
     rotary = take_rotary(decoder_of(model))
-    model.set_attn_implementation(ATTENTION_NAME)  # type: ignore[operator]
+    model.set_attn_implementation(ATTENTION_NAME)
     for layer, block in enumerate(decoder_of(model).layers):
         block.self_attn.register_forward_pre_hook(_hidden_hook(layer), with_kwargs=True)
     return rotary

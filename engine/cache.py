@@ -35,9 +35,7 @@ class LayerCache:
     scores: Tensor
 
     @classmethod
-    def empty(
-        cls, geometry: ModelGeometry, dtype: torch.dtype, device: torch.device
-    ) -> LayerCache:
+    def empty(cls, geometry: ModelGeometry, dtype: torch.dtype, device: torch.device) -> LayerCache:
         """A layer that holds nothing."""
         rows = torch.empty(0, geometry.head_dim, dtype=dtype, device=device)
         return cls(

@@ -1,19 +1,19 @@
 """Everything the engine can refuse, as one small tree.
 
-    EngineError                 cause and next_step are for the user
-    |- InvalidSetting           a number or name that cannot work, with its bound
-    |- ModelUnavailable         the model cannot be had
-    |  |- UnknownModel          no such name, folder or file
-    |  |- ModelDownloadFailed   the network or the source failed
-    |  `- ModelCorrupt          the files are here, but not what they should be
-    |- UnsupportedArchitecture  the model's attention cannot be served
-    |- NotEnoughMemory
-    |- NotEnoughDisk
-    |- PrefillStopped           the user stopped the reading; carries the state so far
-    |- ScorerUnavailable        no such scorer, or it does not fit the model
-    `- SnapshotError
-       |- SnapshotCorrupt       a file of the snapshot is damaged; carries its name
-       `- SnapshotMismatch      made by another model or setting; carries the field
+EngineError                 cause and next_step are for the user
+|- InvalidSetting           a number or name that cannot work, with its bound
+|- ModelUnavailable         the model cannot be had
+|  |- UnknownModel          no such name, folder or file
+|  |- ModelDownloadFailed   the network or the source failed
+|  `- ModelCorrupt          the files are here, but not what they should be
+|- UnsupportedArchitecture  the model's attention cannot be served
+|- NotEnoughMemory
+|- NotEnoughDisk
+|- PrefillStopped           the user stopped the reading; carries the state so far
+|- ScorerUnavailable        no such scorer, or it does not fit the model
+`- SnapshotError
+   |- SnapshotCorrupt       a file of the snapshot is damaged; carries its name
+   `- SnapshotMismatch      made by another model or setting; carries the field
 """
 
 from __future__ import annotations

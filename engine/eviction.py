@@ -78,14 +78,14 @@ class EvictionConfig:
 
 @dataclass(frozen=True)
 class HeadEntries:
-    """One head's candidates: scores [n] fp32 (higher = keep) and document positions [n] ascending."""
+    """One head's candidates: scores [n] fp32, higher = keep; positions [n] in the document."""
 
     scores: Tensor
     positions: Tensor
 
 
 def protected(positions: Tensor, config: EvictionConfig, n_seen: int, *, last: bool) -> Tensor:
-    """Mask [n] of entries the rules keep: sinks, and the newest (stabilizers, at the end locals)."""
+    """Mask [n] of what the rules keep: sinks, and the newest (stabilizers, at the end locals)."""
     newest = config.local_tokens if last else config.stabilizer_tokens
     return (positions < config.sink_tokens) | (positions >= n_seen - newest)
 
@@ -169,7 +169,7 @@ def _shares(config: EvictionConfig, n_layers: int, n_heads: int) -> list[list[in
         raise InvalidSetting(f"the profile must hold {n_layers} x {n_heads} positive shares.")
     exact = weights.flatten() / weights.sum() * config.budget_tokens * n_layers * n_heads
     shares = exact.floor()
-    missing = int(round(float(exact.sum()))) - int(shares.sum())
+    missing = round(float(exact.sum())) - int(shares.sum())
     shares[torch.sort(exact - shares, descending=True, stable=True).indices[:missing]] += 1
     return [[int(s) for s in row] for row in shares.reshape(n_layers, n_heads)]
 
@@ -177,7 +177,7 @@ def _shares(config: EvictionConfig, n_layers: int, n_heads: int) -> list[list[in
 def _pooled(
     ranks: list[list[_Ranked]], config: EvictionConfig, ceiling: int | None
 ) -> list[list[Tensor]]:
-    """One budget over several layers and heads: protected, then each head's floor, then the best."""
+    """One budget over several layers and heads: protected, then the floors, then the best."""
     assert config.budget_tokens is not None
     heads = [r for row in ranks for r in row]
     total = config.budget_tokens * len(heads)

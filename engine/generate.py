@@ -129,7 +129,7 @@ def _check_room(view: CacheView, n_wanted: int) -> None:
     room = cache.geometry.window - used - view.n_tail
     if n_wanted > room:
         raise InvalidSetting(
-            f"Question and answer need {n_wanted} tokens and the model's window has room for {room}.",
+            f"Question and answer need {n_wanted} tokens; the model's window has room for {room}.",
             "Ask a shorter question, or for a shorter answer.",
         )
 

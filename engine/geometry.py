@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.errors import UnsupportedArchitecture
 
-# Families whose attention the engine has been shown to reproduce (tests/unit/engine/test_families.py).
+# Families whose logits the engine reproduces: tests/unit/engine/test_full_attention.py.
 SERVED_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3")
 # Rotary rules whose frequencies do not change with the length of the input.
 STATIC_ROPE_TYPES = ("default", "linear", "llama3", "yarn", "longrope")

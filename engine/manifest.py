@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,14 +108,12 @@ def check_shapes(manifest: dict[str, Any], geometry: ModelGeometry) -> None:
     sound = len(offsets) == geometry.n_layers and all(
         len(row) == geometry.n_kv_heads + 1
         and row[0] == 0
-        and all(b >= a for a, b in zip(row, row[1:], strict=False))
+        and all(b >= a for a, b in pairwise(row))
         for row in offsets
     )
     if not sound:
         raise SnapshotCorrupt(MANIFEST_NAME, "holds impossible entry counts")
-    if any(
-        b - a > manifest["n_seen"] for row in offsets for a, b in zip(row, row[1:], strict=False)
-    ):
+    if any(b - a > manifest["n_seen"] for row in offsets for a, b in pairwise(row)):
         raise SnapshotCorrupt(MANIFEST_NAME, "holds more entries than tokens")
 
 

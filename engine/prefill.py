@@ -20,7 +20,6 @@ from engine.cache import (
     LayerCache,
     ReadLayer,
     attend_within,
-    merged,
     pack,
     rotate_group,
 )
@@ -184,7 +183,9 @@ def _prediction_scores(
         if first == 0:
             logits = model.model.lm_head(hidden[: rows.stop - 1]).float()
             before = cache.last_logits
-            before = logits.new_zeros(model.model.lm_head.out_features) if before is None else before
+            before = (
+                logits.new_zeros(model.model.lm_head.out_features) if before is None else before
+            )
             logits = torch.cat([before.to(logits.device)[None], logits])
         else:
             logits = model.model.lm_head(hidden[first - 1 : rows.stop - 1]).float()
@@ -265,14 +266,18 @@ class ChunkStore:
         new_positions = self.positions.to(torch.int32)
         entries = []
         for layer, scores in zip(self.cache.layers, self._scores, strict=True):
-            places = [torch.cat([layer.positions[layer.rows(h)], new_positions]) for h in range(n_heads)]
+            places = [
+                torch.cat([layer.positions[layer.rows(h)], new_positions]) for h in range(n_heads)
+            ]
             entries.append([HeadEntries(s, p) for s, p in zip(scores, places, strict=True)])
         chosen = select(entries, config, self.cache.n_seen, last=last, ceiling=ceiling)
         for number, row in enumerate(chosen):
             self.cache.layers[number] = self._gathered(number, row, entries[number])
             self._new[number] = (torch.empty(0), torch.empty(0))  # free the chunk as we go
 
-    def _gathered(self, number: int, chosen: list[Tensor], entries: list[HeadEntries]) -> LayerCache:
+    def _gathered(
+        self, number: int, chosen: list[Tensor], entries: list[HeadEntries]
+    ) -> LayerCache:
         layer, (new_k, new_v) = self.cache.layers[number], self._new[number]
         keys, values, offsets = [], [], [0]
         for head, index in enumerate(chosen):

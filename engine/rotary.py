@@ -26,7 +26,7 @@ class Rotary:
         self.rotary_dim = 2 * inv_freq.numel()
 
     def cos_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """positions [..., n] of any integer type -> cosine and sine, each [..., n, rotary_dim / 2] fp32."""
+        """positions [..., n], integers -> cosine and sine, each [..., n, rotary_dim / 2] fp32."""
         inv_freq = self.inv_freq.to(positions.device)
         angles = positions[..., None].to(torch.float32) * inv_freq
         return angles.cos() * self.scaling, angles.sin() * self.scaling

@@ -135,7 +135,7 @@ def _check_disk(folder: Path, nbytes: int) -> None:
     needed = nbytes + _FREE_BYTES_MARGIN
     if free < needed:
         raise NotEnoughDisk(
-            f"Saving the session needs {needed / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free.",
+            f"Saving the session needs {needed / 2**20:.0f} MiB; {free / 2**20:.0f} MiB are free.",
             "Free some space or delete old sessions, then start again.",
         )
 
@@ -150,7 +150,12 @@ def _write_tensors(path: Path, parts: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _tensor_record(file: str, tensor: Tensor) -> dict[str, Any]:
-    return {"file": file, "shape": list(tensor.shape), "dtype": str(tensor.dtype), "sha256": _sum(tensor)}
+    return {
+        "file": file,
+        "shape": list(tensor.shape),
+        "dtype": str(tensor.dtype),
+        "sha256": _sum(tensor),
+    }
 
 
 def _sum(tensor: Tensor) -> str:
@@ -204,7 +209,9 @@ def _rebuilt(manifest: dict[str, Any], tensors: dict[str, Tensor], model: Loaded
         )
         cache.check()
     except (KeyError, AssertionError) as error:
-        raise SnapshotCorrupt(manifests.MANIFEST_NAME, f"does not fit its tensors ({error})") from error
+        raise SnapshotCorrupt(
+            manifests.MANIFEST_NAME, f"does not fit its tensors ({error})"
+        ) from error
     ids_sum = hashlib.sha256(cache.token_ids.numpy().tobytes()).hexdigest()
     if cache.n_seen != manifest["n_seen"] or ids_sum != manifest["token_ids_sha256"]:
         raise SnapshotCorrupt(_STATE_FILE, "holds other token ids than the manifest says")
@@ -233,7 +240,7 @@ def recover_folder(place: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Flush a file or a folder to the disk. Windows cannot open folders; its renames are journalled."""
+    """Flush a file or folder to the disk; Windows opens no folders, its renames are journalled."""
     if path.is_dir() and os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)

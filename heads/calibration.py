@@ -47,7 +47,7 @@ def calibration_ids(model: LoadedModel) -> list[int]:
     """The first CALIBRATION_TOKENS tokens of the calibration text."""
     if not _TEXT_FILE.exists():
         raise ScorerUnavailable(
-            "Expected attention needs a text to learn a model's queries from, and LICENSE is missing.",
+            "Expected attention learns a model's queries from the file LICENSE, which is missing.",
             "Restore the file LICENSE, or choose another scorer.",
         )
     text = _TEXT_FILE.read_text(encoding="utf-8")

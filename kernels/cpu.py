@@ -20,9 +20,7 @@ def attend_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor
     return _fused(q, k, v, scale, causal=True)
 
 
-def _fused(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, *, causal: bool
-) -> tuple[Tensor, Tensor]:
+def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, *, causal: bool) -> tuple[Tensor, Tensor]:
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q[None], k[None], v[None], 0.0, causal, attn_mask=None, scale=scale
     )

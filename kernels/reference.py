@@ -32,7 +32,7 @@ def _finish(logits: Tensor, q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
-    """Join two attentions of the same queries over disjoint keys (flash-decoding, by log-sum-exp)."""
+    """Join two attentions of the same queries over disjoint keys, by log-sum-exp."""
     lse = torch.logaddexp(lse_a, lse_b)
     weight_a = torch.exp(lse_a - lse)[..., None]
     weight_b = torch.exp(lse_b - lse)[..., None]
@@ -40,9 +40,7 @@ def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[T
     return out.to(out_a.dtype), lse
 
 
-def key_mass(
-    q: Tensor, k: Tensor, lse: Tensor, scale: float, *, causal: bool = False
-) -> Tensor:
+def key_mass(q: Tensor, k: Tensor, lse: Tensor, scale: float, *, causal: bool = False) -> Tensor:
     """Attention each key receives, summed over queries: [..., n_k] fp32.
 
     lse [..., n_q] is that of the whole attention, so masses over disjoint key sets add up to n_q.

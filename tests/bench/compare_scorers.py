@@ -24,13 +24,13 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from engine.attention import decoder_of  # noqa: E402
-from engine.cache import DocCache, LayerCache  # noqa: E402
-from engine.eviction import EvictionConfig, HeadEntries, select  # noqa: E402
-from engine.loader import load_model  # noqa: E402
-from engine.prefill import PrefillConfig, prefill  # noqa: E402
-from engine.scoring import LayerStep, Scorer, spread  # noqa: E402
-from heads.catalog import make_scorer, scorer_names  # noqa: E402
+from engine.attention import decoder_of
+from engine.cache import DocCache, LayerCache
+from engine.eviction import EvictionConfig, HeadEntries, select
+from engine.loader import load_model
+from engine.prefill import PrefillConfig, prefill
+from engine.scoring import LayerStep, Scorer, spread
+from heads.catalog import make_scorer, scorer_names
 
 ALLOCATIONS = ("uniform", "per_layer", "global")
 

@@ -86,9 +86,7 @@ def test_a_pruned_session_answers_alike_after_a_restart(pair: Pair, tmp_path: Pa
     config = PrefillConfig(256, EvictionConfig(budget_tokens=300, allocation="per_layer"))
     cache = prefill(pair.ours, text, config, make_scorer("keydiff", pair.ours))
     before = generate(pair.ours, cache.view(), question, Sampling(max_new_tokens=16))
-    save_snapshot(
-        tmp_path / "s", cache, model=pair.ours, scorer="keydiff", config=config, extra={}
-    )
+    save_snapshot(tmp_path / "s", cache, model=pair.ours, scorer="keydiff", config=config, extra={})
     loaded, _ = load_snapshot(tmp_path / "s", model=pair.ours)
     after = generate(pair.ours, loaded.view(), question, Sampling(max_new_tokens=16))
     assert after.token_ids == before.token_ids

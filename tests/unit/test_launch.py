@@ -189,9 +189,7 @@ def test_a_finished_environment_starts_the_command_without_network(tmp_path: Pat
         "    print(json.dumps([arguments, os.getcwd(), sys.prefix]))\n"
         "    return 7\n"
     )
-    subprocess.run(
-        [sys.executable, "-m", "venv", "--without-pip", str(root / ".venv")], check=True
-    )
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(root / ".venv")], check=True)
     stamp = {
         "root": str(root),
         "requirements": launch.file_digest(str(root / "requirements.txt")),

@@ -61,17 +61,13 @@ def test_a_pruned_cache_equals_the_masked_full_one() -> None:
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 3, 64])
-def test_a_question_may_be_cut_anywhere(
-    chunk_tokens: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_question_may_be_cut_anywhere(chunk_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     cache = prefill(model, tokens(200), PrefillConfig(32, pruned()), KeyDiffScorer())
     question = tokens(50, 4)
     whole = forward(model, cache.view(), question)
     monkeypatch.setattr("engine.generate._PROMPT_CHUNK_TOKENS", chunk_tokens)
-    torch.testing.assert_close(
-        forward(model, cache.view(), question), whole, atol=1e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(forward(model, cache.view(), question), whole, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("mode", ["original", "compact"])
@@ -139,9 +135,7 @@ def test_compact_positions_read_far_beyond_the_window() -> None:
 def test_original_positions_beyond_the_window_are_refused() -> None:
     model = tiny_model(max_position_embeddings=256)
     with pytest.raises(InvalidSetting, match="window of 256"):
-        prefill(
-            model, tokens(300), PrefillConfig(32, pruned(positions="original")), RandomScorer()
-        )
+        prefill(model, tokens(300), PrefillConfig(32, pruned(positions="original")), RandomScorer())
 
 
 def test_an_answer_that_would_leave_the_window_is_refused() -> None:

@@ -46,9 +46,7 @@ def test_infinite_budget_gives_the_stock_logits(
     assert cache.last_logits is not None
     torch.testing.assert_close(cache.last_logits, expected[len(text) - 1], atol=2e-4, rtol=1e-4)
     view = cache.view()
-    torch.testing.assert_close(
-        forward(model, view, question), expected[-1], atol=2e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(forward(model, view, question), expected[-1], atol=2e-4, rtol=1e-4)
     assert cache.kept_tokens == len(text)
 
 

@@ -60,9 +60,7 @@ def test_a_crash_between_the_renames_is_undone(tmp_path: Path) -> None:
     load_snapshot(tmp_path / "s", model=model)
 
 
-@pytest.mark.parametrize(
-    "name", ["manifest.json", "layers-000.safetensors", "state.safetensors"]
-)
+@pytest.mark.parametrize("name", ["manifest.json", "layers-000.safetensors", "state.safetensors"])
 def test_a_truncated_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
     model = tiny_model()
     saved(tmp_path / "s", model)
@@ -72,9 +70,7 @@ def test_a_truncated_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
         load_snapshot(tmp_path / "s", model=model)
 
 
-@pytest.mark.parametrize(
-    "name", ["manifest.json", "layers-000.safetensors", "state.safetensors"]
-)
+@pytest.mark.parametrize("name", ["manifest.json", "layers-000.safetensors", "state.safetensors"])
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.9, 0.999])
 def test_a_flipped_bit_is_refused_by_name(tmp_path: Path, name: str, share: float) -> None:
     model = tiny_model()
@@ -87,9 +83,7 @@ def test_a_flipped_bit_is_refused_by_name(tmp_path: Path, name: str, share: floa
         load_snapshot(tmp_path / "s", model=model)
 
 
-@pytest.mark.parametrize(
-    "name", ["manifest.json", "layers-000.safetensors", "state.safetensors"]
-)
+@pytest.mark.parametrize("name", ["manifest.json", "layers-000.safetensors", "state.safetensors"])
 def test_a_missing_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
     model = tiny_model()
     saved(tmp_path / "s", model)
@@ -135,9 +129,7 @@ def test_a_full_disk_is_announced_before_writing(
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(snapshot.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(NotEnoughDisk, match="MiB"):
-        save_snapshot(
-            tmp_path / "s", cache, model=model, scorer="keydiff", config=CONFIG, extra={}
-        )
+        save_snapshot(tmp_path / "s", cache, model=model, scorer="keydiff", config=CONFIG, extra={})
     assert list(tmp_path.iterdir()) == []
 
 
