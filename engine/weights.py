@@ -6,11 +6,15 @@ the linear layers shrink, embeddings and the output matrix stay in the compute f
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import InvalidSetting
 from engine.geometry import ModelGeometry
+from engine.memory import available_memory
+from engine.numeric import pick_format
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +23,7 @@ WEIGHT_FORMATS = ("auto", "fp32", "bf16", "int8", "nf4")
 # Bytes a linear weight: nf4 has one fp32 scale for 64 weights, itself stored in 8 bits.
 LINEAR_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "nf4": 0.516}
 GPU_SHARE = 0.85  # of the free GPU memory that unquantised weights may take under "auto"
+CPU_SHARE = 0.7  # of the free main memory that fp32 weights may take under "auto"
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,71 @@ def check_format(weights: str) -> None:
         raise InvalidSetting(
             f"weights '{weights}' is not a known format.",
             f"Choose one of {', '.join(WEIGHT_FORMATS)}.",
+        )
+
+
+def choose_weights(
+    weights: str,
+    device: str,
+    geometry: ModelGeometry,
+    *,
+    tied: bool = True,
+    cache_file: Path | None = None,
+) -> WeightChoice:
+    """Settle "auto" and the compute format for a device.
+
+    CPU: the format `numeric.pick_format` measured to be faster, bf16 if fp32 would not fit. The
+    bitsandbytes formats compute in it too: nf4 in a slow format is a hundred times slower.
+    GPU: bf16 from compute capability 8 on, else fp32; auto turns to nf4 if that does not fit.
+    """
+    check_format(weights)
+    if device == "cpu":
+        return _choose_on_cpu(weights, geometry, tied, cache_file)
+    import torch
+
+    major, minor = torch.cuda.get_device_capability()
+    compute = "bf16" if major >= 8 else "fp32"
+    capability = f"GPU of compute capability {major}.{minor}"
+    if weights in ("fp32", "bf16"):
+        return WeightChoice(weights, weights, f"{weights} as asked, on a {capability}.")
+    if weights != "auto":
+        check_bitsandbytes(weights)
+        return WeightChoice(weights, compute, f"{weights} as asked, computing in {compute}.")
+    need = weights_bytes(geometry, compute, tied=tied)
+    room = GPU_SHARE * available_memory(device)
+    if need <= room:
+        return WeightChoice(compute, compute, f"{compute} fits the {capability}.")
+    check_bitsandbytes("nf4")
+    return WeightChoice(
+        "nf4",
+        compute,
+        f"Weights in nf4: {compute} would take {need / 2**30:.1f} GiB of the GPU's memory.",
+    )
+
+
+def _choose_on_cpu(
+    weights: str, geometry: ModelGeometry, tied: bool, cache_file: Path | None
+) -> WeightChoice:
+    if weights in ("fp32", "bf16"):
+        return WeightChoice(weights, weights, f"{weights} as asked, on the CPU.")
+    measured = pick_format(cache_file)
+    if weights != "auto":
+        check_bitsandbytes(weights)
+        reason = f"{weights} as asked, computing in {measured.name}: {measured.reason}"
+        return WeightChoice(weights, measured.name, reason)
+    need = weights_bytes(geometry, measured.name, tied=tied)
+    if measured.name == "fp32" and need > CPU_SHARE * available_memory("cpu"):
+        reason = f"bf16, because fp32 would take {need / 2**30:.1f} GiB of memory."
+        return WeightChoice("bf16", "bf16", reason)
+    return WeightChoice(measured.name, measured.name, measured.reason)
+
+
+def check_bitsandbytes(weights: str) -> None:
+    """Raise InvalidSetting if the library for int8 and nf4 is not installed."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InvalidSetting(
+            f"weights '{weights}' needs the package bitsandbytes, which is not installed.",
+            "Install it with `pip install bitsandbytes`, or choose bf16.",
         )
 
 

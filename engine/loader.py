@@ -1,0 +1,221 @@
+"""Loads a model ready for the engine: evaluated, frozen, its attention prepared, fingerprinted."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from engine import memory, numeric
+from engine.errors import InvalidSetting, ModelCorrupt, NotEnoughMemory
+from engine.fingerprint import fingerprint_of
+from engine.geometry import ModelGeometry, geometry_of
+from engine.gguf import quiet_transformers
+from engine.rotary import Rotary
+from engine.sources import locate
+from engine.weights import WeightChoice, check_format, choose_weights, weights_bytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DEVICES = ("auto", "cpu", "cuda")
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>")
+
+
+@dataclass
+class LoadedModel:
+    """A model the engine can read and write with.
+
+    name            registry name, hub id, or the name of the folder or file
+    model           causal language model in eval mode; its forward needs the keyword `store`
+    weights         format of the linear weights: fp32, bf16, int8 or nf4
+    weights_reason  why that format and compute type, one sentence
+    fingerprint     digests: weights, config, rotary, tokenizer, chat_template
+    stop_token_ids  any of these ends an answer
+    load_s          seconds from call to ready, downloads and conversion included
+    """
+
+    name: str
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    geometry: ModelGeometry
+    rotary: Rotary
+    device: str
+    weights: str
+    weights_reason: str
+    compute_dtype: torch.dtype
+    fingerprint: dict[str, str]
+    stop_token_ids: frozenset[int]
+    load_s: float
+
+
+def load_model(
+    name: str,
+    *,
+    models_dir: Path,
+    weights: str = "auto",
+    device: str = "auto",
+    download: bool = True,
+    on_progress: Callable[[int, int], None] | None = None,
+    on_message: Callable[[str], None] | None = None,
+) -> LoadedModel:
+    """Load a model by registry name or alias, local folder, GGUF path or hub id.
+
+    weights      auto: on a CPU the compute format measured to be faster, on a GPU bf16, or nf4
+                 if bf16 does not fit; fp32, bf16, int8 and nf4 as named
+    device       auto takes the GPU if torch can use one
+    download     False refuses to touch the network
+    on_progress  bytes done and in all, while fetching
+    on_message   sentences worth showing: fetching, converting, which format and why
+    Raises       UnknownModel, ModelDownloadFailed, ModelCorrupt, UnsupportedArchitecture,
+                 NotEnoughMemory, NotEnoughDisk, InvalidSetting
+    """
+    started = time.perf_counter()
+    check_format(weights)
+    device = pick_device(device)
+    located = locate(
+        name, models_dir, download=download, on_progress=on_progress, on_message=on_message
+    )
+    folder = located.folder
+    with quiet_transformers():
+        config = _read_config(folder)
+        geometry = geometry_of(config)
+        tokenizer = _read_tokenizer(folder)
+        tied = bool(getattr(config, "tie_word_embeddings", False))
+        cache_file = models_dir / numeric.CACHE_NAME
+        choice = choose_weights(weights, device, geometry, tied=tied, cache_file=cache_file)
+        if on_message:
+            on_message(choice.reason)
+        _check_memory(located.name, geometry, choice, device, tied)
+        model = _read_weights(folder, config, choice, device)
+    model.eval()
+    model.requires_grad_(False)
+
+    from engine.attention import prepare
+
+    rotary = prepare(model)
+    return LoadedModel(
+        name=located.name,
+        model=model,
+        tokenizer=tokenizer,
+        geometry=geometry,
+        rotary=rotary,
+        device=device,
+        weights=choice.weights,
+        weights_reason=choice.reason,
+        compute_dtype=choice.compute_dtype,
+        fingerprint=fingerprint_of(folder, choice.weights, tokenizer, rotary, models_dir),
+        stop_token_ids=stop_tokens(model, tokenizer),
+        load_s=time.perf_counter() - started,
+    )
+
+
+def pick_device(device: str) -> str:
+    """"cpu" or "cuda"; raises InvalidSetting for anything else and for a GPU torch cannot use."""
+    if device not in DEVICES:
+        raise InvalidSetting(
+            f"device '{device}' is not known.", f"Choose one of {', '.join(DEVICES)}."
+        )
+    usable = torch.cuda.is_available()
+    if device == "cuda" and not usable:
+        raise InvalidSetting(
+            "This torch build cannot use a GPU here.", "Run `python launch.py doctor`."
+        )
+    if device == "auto":
+        return "cuda" if usable else "cpu"
+    return device
+
+
+def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end an answer: the configurations' and tokenizer's eos, and known turn ends."""
+    stops: set[int] = set()
+    for config in (model.generation_config, model.config):
+        eos = getattr(config, "eos_token_id", None)
+        stops.update([eos] if isinstance(eos, int) else eos or ())
+    if tokenizer.eos_token_id is not None:
+        stops.add(tokenizer.eos_token_id)
+    added = {str(token): index for index, token in tokenizer.added_tokens_decoder.items()}
+    stops.update(added[end] for end in TURN_ENDS if end in added)
+    return frozenset(stops)
+
+
+def _read_config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as problem:
+        raise _corrupt(folder, "config.json", problem) from problem
+
+
+def _read_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError) as problem:
+        raise _corrupt(folder, "the tokenizer", problem) from problem
+
+
+def _read_weights(folder: Path, config: Any, choice: WeightChoice, device: str) -> Any:
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    # It warns, at every layer, that activations become fp16 inside the int8 product; that is how
+    # the method works (LLM.int8, arXiv 2208.07339) and nothing a user can act on.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            device_map={"": device},
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            **choice.load_settings(),
+        )
+    except torch.OutOfMemoryError as problem:
+        raise NotEnoughMemory(
+            f"The GPU ran out of memory while {folder.name} was loaded.",
+            "Choose --weights nf4, a smaller model, or close other programs.",
+        ) from problem
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
+        raise _corrupt(folder, "the weights", problem) from problem
+    # transformers fills what is missing with random numbers; an answer from those is worse than none.
+    wrong = sorted([*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])])
+    if wrong:
+        raise ModelCorrupt(
+            f"{folder} lacks weights the model needs, {wrong[0]} for one.",
+            "Download the model again.",
+        )
+    return model
+
+
+def _check_memory(
+    name: str, geometry: ModelGeometry, choice: WeightChoice, device: str, tied: bool
+) -> None:
+    need = weights_bytes(geometry, choice.weights, compute=choice.compute, tied=tied)
+    free = memory.available_memory(device)
+    if need > free:
+        place = "GPU memory" if device == "cuda" else "memory"
+        raise NotEnoughMemory(
+            f"{name} in {choice.weights} needs {need / 2**30:.1f} GiB of {place}, "
+            f"and {free / 2**30:.1f} GiB are free.",
+            "Choose --weights nf4, a smaller model, or close other programs.",
+        )
+
+
+def _corrupt(folder: Path, what: str, problem: Exception) -> ModelCorrupt:
+    reason = str(problem).strip().splitlines() or [type(problem).__name__]
+    return ModelCorrupt(
+        f"{what} of {folder} cannot be read: {reason[0]}", "Download the model again."
+    )

@@ -1,0 +1,112 @@
+"""Which number format this machine computes fastest in: measured once, kept, never assumed.
+
+fp16 is not a candidate: on CPUs it is emulated and many times slower than either.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from engine.files import read_json, write_json
+
+CACHE_NAME = "number-format.json"
+CANDIDATES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# One feed-forward matrix of the default model: [chunk_tokens, hidden] x [hidden, intermediate].
+PREFILL_SHAPE = (1024, 896, 4864)
+DECODE_SHAPE = (1, 896, 4864)
+SECONDS_EACH = 0.25
+# bf16 halves the memory, so it wins unless fp32 is clearly faster.
+CLEARLY = 1.1
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The compute format picked for this machine.
+
+    name    "fp32" or "bf16"
+    gflops  "prefill_fp32", "prefill_bf16", "decode_fp32", "decode_bf16": 1e9 operations a second
+    reason  one sentence with the figures, for `doctor`
+    """
+
+    name: str
+    gflops: dict[str, float]
+    reason: str
+
+
+def measure_formats(seconds_each: float = SECONDS_EACH) -> dict[str, float]:
+    """GFLOP/s of a matrix product in each format, at the threads torch uses now; takes a second.
+
+    Keys as in `Choice.gflops`: prefill is 1,024 rows, decode a single one.
+    """
+    shapes = {"prefill": PREFILL_SHAPE, "decode": DECODE_SHAPE}
+    return {
+        f"{phase}_{name}": round(_gflops(shape, dtype, seconds_each), 1)
+        for phase, shape in shapes.items()
+        for name, dtype in CANDIDATES.items()
+    }
+
+
+def pick_format(cache_file: Path | None) -> Choice:
+    """The faster compute format for reading documents on this CPU.
+
+    cache_file  JSON that remembers the measurement of each machine, torch and thread count;
+                None measures anew
+    """
+    key = machine_key()
+    known = (read_json(cache_file) or {}) if cache_file else {}
+    entry = known.get(key)
+    if isinstance(entry, dict) and set(entry) == {"name", "gflops", "reason"}:
+        return Choice(**entry)
+    choice = choose(measure_formats())
+    if cache_file:
+        cache_file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(cache_file, {**known, key: asdict(choice)})
+    return choice
+
+
+def choose(gflops: dict[str, float]) -> Choice:
+    """Decide from measured figures: reading dominates, so prefill decides."""
+    fp32, bf16 = gflops["prefill_fp32"], gflops["prefill_bf16"]
+    figures = f"{bf16:.0f} GFLOP/s in bf16, {fp32:.0f} in fp32"
+    if fp32 > CLEARLY * bf16:
+        return Choice("fp32", gflops, f"fp32 reads faster here ({figures}).")
+    if bf16 > CLEARLY * fp32:
+        return Choice("bf16", gflops, f"bf16 reads faster here ({figures}).")
+    return Choice("bf16", gflops, f"Both are equally fast ({figures}); bf16 takes half the memory.")
+
+
+def machine_key() -> str:
+    """What a measurement is valid for: processor, torch version and thread count."""
+    return f"{cpu_name()} | torch {torch.__version__} | {torch.get_num_threads()} threads"
+
+
+def cpu_name() -> str:
+    """The processor's model and instruction set, as well as the system tells."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+        models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        name = models[0] if models else name
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def _gflops(shape: tuple[int, int, int], dtype: torch.dtype, seconds: float) -> float:
+    rows, inner, columns = shape
+    left = torch.ones(rows, inner, dtype=dtype)
+    weight = torch.ones(columns, inner, dtype=dtype)
+    torch.nn.functional.linear(left, weight)  # the first call sets the library up
+    best = float("inf")
+    deadline = time.perf_counter() + seconds
+    while True:
+        started = time.perf_counter()
+        torch.nn.functional.linear(left, weight)
+        ended = time.perf_counter()
+        best = min(best, ended - started)
+        if ended >= deadline:
+            return 2 * rows * inner * columns / best / 1e9
