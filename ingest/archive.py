@@ -26,7 +26,7 @@ _OPENDOCUMENT = "application/vnd.oasis.opendocument"
 
 
 def archive_kind(path: Path, suffix: str, limits: ParseLimits) -> str:
-    """"epub", "docx" or "xps" for the ZIP file at `path`.
+    """ "epub", "docx" or "xps" for the ZIP file at `path`.
 
     Raises BrokenDocument (no readable directory, or names that leave the archive), NotADocument
     (an ordinary ZIP), UnsupportedDocument (other office formats, copy protection),

@@ -114,7 +114,9 @@ def _cjk_score(sample: bytes, encoding: str) -> float:
     good = sum(
         1.2 if "\u3041" <= char <= "\u30ff" else 1.0
         for char in beyond
-        if "\u3000" <= char <= "\u30ff" or "\u4e00" <= char <= "\u7fff" or "\uac00" <= char <= "\ud7a3"
+        if "\u3000" <= char <= "\u30ff"
+        or "\u4e00" <= char <= "\u7fff"
+        or "\uac00" <= char <= "\ud7a3"
     )
     bad = sum(1 for char in beyond if char == "\ufffd" or "\uff61" <= char <= "\uff9f")
     return (good - 3 * bad) / len(beyond)

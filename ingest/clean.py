@@ -11,14 +11,14 @@ import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
 
-_SPACES = "\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
+_SPACES = "\u00a0\u1680\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 _INVISIBLE = "\u200b\u2060\ufeff\u00ad"  # joiners U+200C and U+200D carry meaning and stay
 HYPHENS = "-\u2010\u2011"
 SOFT_HYPHEN = "\u00ad"
 _KEEP_HYPHEN_BEFORE = frozenset({"und", "oder", "bzw", "sowie", "and", "or", "to", "et", "ou", "y"})
 _COMPOUND_PART_CHARS = 4
 # TeX's old fonts print an accent as a character of its own before its letter
-_LOOSE_ACCENT = re.compile("([\u00a8\u00b4\u02c6\u02dc\u02c7])([^\W\d_])")
+_LOOSE_ACCENT = re.compile("([\u00a8\u00b4\u02c6\u02dc\u02c7])" + r"([^\W\d_])")
 _COMBINING = {
     "\u00a8": "\u0308",
     "\u00b4": "\u0301",
@@ -43,7 +43,7 @@ def _build_table() -> dict[int, str | None]:
     table.update({ord(space): " " for space in _SPACES})
     table.update({ord(char): None for char in _INVISIBLE})
     table.update({code: None for code in range(0x20) if chr(code) not in "\t\n"})
-    table.update({code: None for code in range(0x7F, 0xA0)})
+    table.update(dict.fromkeys(range(0x7F, 0xA0)))
     table[0x85] = table[0x2028] = "\n"
     table[0x2029] = "\n"
     return table
@@ -87,7 +87,7 @@ def garbage_count(text: str) -> int:
 def _is_garbage(char: str) -> bool:
     if char == "\ufffd" or "\ue000" <= char <= "\uf8ff":
         return True
-    return char < " " and char not in "\t\n\r\f" or "\x7f" <= char < "\xa0"
+    return (char < " " and char not in "\t\n\r\f") or "\x7f" <= char < "\xa0"
 
 
 class Vocabulary:
@@ -116,7 +116,7 @@ def join_lines(left: str, right: str, vocabulary: Vocabulary) -> tuple[str, str]
     """
     if not left or not right:
         return left.removesuffix(SOFT_HYPHEN), ""
-    match = _LAST_PART.search(left)
+    match = _LAST_PART.search(left[-80:]) if left[-1] in HYPHENS + SOFT_HYPHEN else None
     if match:
         return _join_hyphen(left, right, match, vocabulary)
     left = left.removesuffix(SOFT_HYPHEN)

@@ -1,18 +1,18 @@
 """Everything reading a document can refuse, as one small tree.
 
-    IngestError              cause and next_step are plain sentences for the user
-    |- DocumentMissing       no file at this path
-    |- NotADocument          a folder, a program, an archive, random bytes
-    |- UnsupportedDocument   a document, of a kind that cannot be read here
-    |- EmptyDocument         0 bytes, or pages with nothing on them
-    |- ScannedDocument       pictures of pages, no text: needs text recognition first
-    |- BrokenDocument        the right kind, too damaged to read
-    |- PasswordRequired      encrypted, no password given
-    |- WrongPassword         encrypted, this password does not open it
-    |- PagesNotFound         the page range lies outside the document
-    |- DocumentTooLarge      bytes, pages, characters, expansion or memory over the limit
-    |- ParseTimeout          took longer than the limit and was stopped
-    `- ParserCrashed         the reading process died; the application did not
+IngestError              cause and next_step are plain sentences for the user
+|- DocumentMissing       no file at this path
+|- NotADocument          a folder, a program, an archive, random bytes
+|- UnsupportedDocument   a document, of a kind that cannot be read here
+|- EmptyDocument         0 bytes, or pages with nothing on them
+|- ScannedDocument       pictures of pages, no text: needs text recognition first
+|- BrokenDocument        the right kind, too damaged to read
+|- PasswordRequired      encrypted, no password given
+|- WrongPassword         encrypted, this password does not open it
+|- PagesNotFound         the page range lies outside the document
+|- DocumentTooLarge      bytes, pages, characters, expansion or memory over the limit
+|- ParseTimeout          took longer than the limit and was stopped
+`- ParserCrashed         the reading process died; the application did not
 """
 
 from __future__ import annotations

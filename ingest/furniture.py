@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ingest.lines import Line
 
-EDGE_SHARE = 0.13  # of the page height, at the top and at the bottom
+EDGE_SHARE = 0.15  # of the page height, at the top and at the bottom
 EDGE_ROWS = 3  # rows from the edge that may be furniture
 MIN_PAGES = 3
 MIN_DENSITY = 0.3  # of the pages between first and last; mirrored headings reach a half
@@ -77,10 +77,10 @@ def _choose(chosen: dict[int, _Row], rows: Iterable[_Row]) -> None:
 
 
 def _edge_rows(page: EdgePage) -> list[_Row]:
-    lines = [line for line in page.lines if line.horizontal and line.text]
-    lines.sort(key=lambda line: (line.rect[1] + line.rect[3]) / 2)
+    shown = [line for line in page.lines if line.horizontal and line.text]
+    shown.sort(key=lambda line: (line.rect[1] + line.rect[3]) / 2)
     rows: list[list[Line]] = []
-    for line in lines:
+    for line in shown:
         if rows and _on_row(rows[-1][0], line):
             rows[-1].append(line)
         else:
@@ -97,10 +97,14 @@ def _edge_rows(page: EdgePage) -> list[_Row]:
         else:
             continue
         row.sort(key=lambda line: line.rect[0])
-        text = " ".join(line.text for line in row)
-        if len(text) <= _MAX_CHARS:
-            middle = (top + bottom) / 2 if zone == "top" else page.height - (top + bottom) / 2
-            found.append(_Row(page.index, zone, middle, row, text, outermost, _numbers(text)))
+        middle = (top + bottom) / 2 if zone == "top" else page.height - (top + bottom) / 2
+        # a row may pair a chapter that stays with a section that changes: judge its parts too
+        parts = [[line] for line in row] if len(row) > 1 else []
+        for lines in (row, *parts):
+            text = " ".join(line.text for line in lines)
+            if len(text) <= _MAX_CHARS:
+                numbers = _numbers(text)
+                found.append(_Row(page.index, zone, middle, lines, text, outermost, numbers))
     return found
 
 
@@ -129,7 +133,8 @@ def _value(token: str) -> int:
 
 
 def _repeated(group: list[_Row]) -> list[_Row]:
-    """Rows with the same words at the same height on enough pages; bare numbers are not words."""
+    """Rows with the same words at the same height on enough pages; bare numbers are not words.
+    On a turned page among them the same words may stand at another height, outermost still."""
     if not any(char.isalpha() for char in group[0].text):
         return []
     heights = sorted(row.middle for row in group)
@@ -138,7 +143,7 @@ def _repeated(group: list[_Row]) -> list[_Row]:
     pages = {row.page for row in level}
     if len(pages) < MIN_PAGES or len(pages) < MIN_DENSITY * (max(pages) - min(pages) + 1):
         return []
-    return level
+    return [row for row in group if row.outermost or abs(row.middle - usual) <= _HEIGHT_TOLERANCE]
 
 
 def _counting(group: list[_Row], n_pages: int) -> list[_Row]:

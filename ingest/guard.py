@@ -1,4 +1,4 @@
-"""Runs the worker and survives it: a hang is killed, a crash becomes an error, both with a cause."""
+"""Runs the worker and survives it: a hang is killed, a crash becomes an error with a cause."""
 
 from __future__ import annotations
 
@@ -113,7 +113,8 @@ def _crash(code: int, log: Path, limits: ParseLimits) -> IngestError:
     cause = f"signal {_signal_name(-code)}" if code < 0 else f"exit code {code}"
     detail = f" Its last words: {tail}" if tail else ""
     return ParserCrashed(
-        f"The reading process died ({cause}; memory limit {limits.memory_bytes // MIB} MiB).{detail}",
+        f"The reading process died ({cause}; memory limit {limits.memory_bytes // MIB} MiB)."
+        f"{detail}",
         f"The file may be damaged: print it to a new PDF. {_SUPPORT}",
     )
 

@@ -12,13 +12,14 @@ from html.parser import HTMLParser
 from ingest.parts import PARAGRAPH, Block
 
 _BLOCKS = frozenset(
-    "address article aside blockquote body caption center dd details dialog div dl dt fieldset "
-    "figcaption figure footer form h1 h2 h3 h4 h5 h6 header hgroup hr html li main nav ol option p "
-    "pre section summary table tbody tfoot thead tr ul".split()
+    """address article aside blockquote body caption center dd details dialog div dl dt fieldset
+    figcaption figure footer form h1 h2 h3 h4 h5 h6 header hgroup hr html li main nav ol option p
+    pre section summary table tbody tfoot thead tr ul""".split()  # noqa: SIM905
 )
-_SKIPPED = frozenset("script style template noscript svg iframe object math-ignored".split())
+_SKIPPED = frozenset({"script", "style", "template", "noscript", "svg", "iframe", "object"})
 _VOID = frozenset(
-    "area base br col embed hr img input link meta param source track wbr".split()
+    """area base br col embed hr img input link meta param
+    source track wbr""".split()  # noqa: SIM905
 )
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 

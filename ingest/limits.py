@@ -13,8 +13,8 @@ class ParseLimits:
     """Bounds for reading one document; every one is enforced, none is a hint.
 
     timeout_s           wall-clock seconds from the start of the worker until it is killed
-    memory_bytes        address space of the worker (POSIX; elsewhere a warning says it is not held)
-    max_pages           pages (or chapters, sections) of one parse; a page range counts its own pages
+    memory_bytes        address space of the worker (POSIX; elsewhere a warning says so)
+    max_pages           pages (chapters, sections) of one parse; a page range counts its own
     max_file_bytes      size of the file on disk
     max_expanded_bytes  unpacked size of EPUB, DOCX and XPS, which are ZIP archives
     max_chars           characters of the finished text

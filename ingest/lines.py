@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 from ingest.clean import Vocabulary, clean_line, garbage_count, is_cjk, join_lines
@@ -13,6 +14,8 @@ from ingest.parts import Block
 
 _VISIBLE_FLAGS = 16 | 32 | 64  # filled, stroked, or part of a clipping path
 _MONOSPACED = 8
+_MONO_NAME = re.compile(r"mono|courier|consol|typewriter|CMTT|menlo", re.IGNORECASE)
+_LIST_MARK = re.compile(r"[•◦▪‣·–*-]\s|\(?(?:\d{1,3}|[a-z])[.)]\s")
 _WHITE = 0xF5
 _CELL_GAP = 1.2  # of the font size; a wider gap on one baseline parts cells of a table
 
@@ -33,6 +36,7 @@ class Line:
     horizontal: bool
     mono: bool = False
     hidden: str = ""  # "", "invisible", "white" or "tiny"
+    font: str = ""
     garbage: int = 0
     raw_chars: int = 0
 
@@ -50,7 +54,7 @@ def read_lines(blocks: list[dict[str, Any]]) -> list[Line]:
 
 def _read_line(raw: dict[str, Any], block: int) -> Line | None:
     spans = raw["spans"]
-    raw_text = "".join(span["text"] for span in spans)
+    raw_text = spans[0]["text"] if len(spans) == 1 else "".join(span["text"] for span in spans)
     text = clean_line(raw_text)
     garbage = garbage_count(raw_text)
     if not text and not garbage:
@@ -58,7 +62,7 @@ def _read_line(raw: dict[str, Any], block: int) -> Line | None:
     x0, y0, x1, y1 = raw["bbox"]
     rect = (round(x0, 1), round(y0, 1), round(x1, 1), round(y1, 1))
     begin, end, top, bottom = _local(rect, raw["dir"], text)
-    longest = max(spans, key=lambda span: len(span["text"]))
+    longest = spans[0] if len(spans) == 1 else max(spans, key=lambda span: len(span["text"]))
     return Line(
         text=text,
         rect=rect,
@@ -69,8 +73,9 @@ def _read_line(raw: dict[str, Any], block: int) -> Line | None:
         size=longest["size"],
         block=block,
         horizontal=abs(raw["dir"][1]) < 0.1,
-        mono=all(span["flags"] & _MONOSPACED for span in spans if span["text"].strip()),
+        mono=all(_is_mono(span) for span in spans if span["text"].strip()),
         hidden=_hidden(longest, bottom - top),
+        font=longest["font"],
         garbage=garbage,
         raw_chars=len(raw_text),
     )
@@ -93,6 +98,10 @@ def _is_rtl(text: str) -> bool:
         return False
     right = sum(1 for char in text if unicodedata.bidirectional(char) in ("R", "AL"))
     return right > len(text) / 2
+
+
+def _is_mono(span: dict[str, Any]) -> bool:
+    return bool(span["flags"] & _MONOSPACED) or bool(_MONO_NAME.search(span["font"]))
 
 
 def _hidden(span: dict[str, Any], height: float) -> str:
@@ -164,7 +173,7 @@ def _compose_block(rows: list[_Row], vocabulary: Vocabulary) -> Block:
     left_edge = min(row[0].begin for row in rows)
     right_edge = max(row[-1].end for row in rows)
     text = _indent(rows[0], left_edge) + _row_text(rows[0])
-    for before, row in zip(rows, rows[1:], strict=False):
+    for before, row in pairwise(rows):
         row_text = _row_text(row)
         if _is_soft_break(before, row, right_edge):
             text, glue = join_lines(text, row_text, vocabulary)
@@ -192,7 +201,7 @@ def _indent(row: _Row, left_edge: float) -> str:
 
 def _row_text(row: _Row) -> str:
     text = row[0].text
-    for left, right in zip(row, row[1:], strict=False):
+    for left, right in pairwise(row):
         gap = right.begin - left.end
         text += ("\t" if gap > _CELL_GAP * left.size else " ") + right.text
     return text
@@ -201,11 +210,10 @@ def _row_text(row: _Row) -> str:
 def _is_soft_break(before: _Row, row: _Row, right_edge: float) -> bool:
     """Whether the break came from the margin: the next word did not fit any more."""
     last, first = before[-1], row[0]
-    if last.mono and first.mono:
+    if (last.mono and first.mono) or _LIST_MARK.match(first.text):
         return False
     if len(before) > 1 and any(
-        right.begin - left.end > _CELL_GAP * left.size
-        for left, right in zip(before, before[1:], strict=False)
+        right.begin - left.end > _CELL_GAP * left.size for left, right in pairwise(before)
     ):
         return False  # a row of cells
     word = 2 if is_cjk(first.text[0]) else len(first.text.split(maxsplit=1)[0]) + 1

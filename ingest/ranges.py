@@ -49,6 +49,8 @@ def chosen_pages(count: int, pages: PageRange | None, max_pages: int, what: str)
     return numbers
 
 
-def choose(items: Sequence[_Item], pages: PageRange | None, max_pages: int, what: str) -> list[_Item]:
+def choose(
+    items: Sequence[_Item], pages: PageRange | None, max_pages: int, what: str
+) -> list[_Item]:
     """The items (chapters, sections) that chosen_pages names."""
     return [items[number - 1] for number in chosen_pages(len(items), pages, max_pages, what)]

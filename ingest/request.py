@@ -24,7 +24,7 @@ class Request:
     assumed: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for the worker's standard input (the password stays off the command line)."""
+        """Plain values, for the worker's standard input: a command line would show the password."""
         return {
             "path": str(self.path),
             "password": self.password,

@@ -33,7 +33,9 @@ def sections_from_blocks(
     return number_sections(titled)
 
 
-def number_sections(titled: Sequence[tuple[str, list[Block]]]) -> tuple[list[RawPage], list[TocEntry]]:
+def number_sections(
+    titled: Sequence[tuple[str, list[Block]]],
+) -> tuple[list[RawPage], list[TocEntry]]:
     """Number titled runs of blocks from 1, cutting the long ones; see sections_from_blocks."""
     pages: list[RawPage] = []
     for title, blocks in titled:
@@ -50,14 +52,15 @@ def number_sections(titled: Sequence[tuple[str, list[Block]]]) -> tuple[list[Raw
 
 def _by_heading(blocks: Sequence[Block], start_label: str) -> list[tuple[str, list[Block]]]:
     titled: list[tuple[str, list[Block]]] = []
-    title, current, has_body = start_label, [], False
+    title, has_body = start_label, False
+    current: list[Block] = []
     for block in blocks:
         if 0 < block.level <= SPLIT_LEVEL:
             if has_body:
                 titled.append((title, current))
                 current, has_body = [], False
             title = label_of(block.text)
-        else:
+        elif any(char.isalnum() for char in block.text):
             has_body = True
         current.append(block)
     if current:
@@ -66,14 +69,17 @@ def _by_heading(blocks: Sequence[Block], start_label: str) -> list[tuple[str, li
 
 
 def _by_length(blocks: list[Block], title: str, target: int) -> list[RawPage]:
-    """Cut at paragraph ends near `target` characters; a paragraph is never cut."""
+    """Cut at paragraph ends near `target` characters; a paragraph is never cut, and a short rest
+    stays with what it follows."""
     pages: list[RawPage] = []
     current: list[Block] = []
     length, first = 0, 1
+    rest = sum(len(block.text) for block in blocks)
     for index, block in enumerate(blocks, start=1):
         current.append(block)
         length += len(block.text)
-        if length >= target or index == len(blocks):
+        rest -= len(block.text)
+        if (length >= target and rest >= target / 3) or index == len(blocks):
             paragraphs = f"¶ {first}-{index}" if index > first else f"¶ {first}"
             pages.append(RawPage(0, f"{title} {paragraphs}".strip(), current))
             current, length, first = [], 0, index + 1

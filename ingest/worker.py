@@ -52,7 +52,7 @@ def run(request: Request, on_page: OnPage, unlimited: str | None = None) -> dict
         return {"error": error_to_dict(error)}
     except MemoryError:
         return {"error": error_to_dict(out_of_memory(request.limits))}
-    except Exception as error:  # the process's top: whatever it is, the parent gets to know
+    except Exception as error:  # noqa: BLE001 - the process's top: whatever it is, the parent gets to know
         traceback.print_exc()
         if _is_memory(error):
             return {"error": error_to_dict(out_of_memory(request.limits))}

@@ -108,7 +108,7 @@ def _read_blocks(
         try:
             page = doc.load_page(index)
             lines = read_lines(page.get_text("dict", flags=flags, sort=False)["blocks"])
-            pictures = pictures or (not lines and bool(page.get_image_info()))
+            pictures = pictures or (not lines and len(page.get_bboxlog()) > 1)
         except mupdf_errors() as error:
             cause = translate(error, what).cause
             warnings.append(DocumentWarning("pages_unreadable", f"Part {index + 1}: {cause}"))
@@ -189,9 +189,7 @@ def _chapters(
         titled[-1][1].append(item.block)
     pages, _ = number_sections(titled)
     page_of = {id(block): page.number for page in pages for block in page.blocks}
-    toc = [
-        TocEntry(anchor.level, anchor.title, page_of[id(block)]) for anchor, block in contents
-    ]
+    toc = [TocEntry(anchor.level, anchor.title, page_of[id(block)]) for anchor, block in contents]
     return pages, toc
 
 

@@ -44,7 +44,9 @@ class Findings:
             self._garbage_pages.append(number)
         if has_fields or any(line.text for line in lines):
             self._text_pages += 1
-        elif self._blank_pages + len(self._picture_pages) < _MAX_LOOKED_AT and not _has_picture(page):
+        elif self._blank_pages + len(self._picture_pages) < _MAX_LOOKED_AT and not _has_picture(
+            page
+        ):
             self._blank_pages += 1
         else:
             self._picture_pages.append(number)
@@ -81,9 +83,13 @@ class Findings:
         found = []
         if self._unreadable:
             cause = next(iter(self._unreadable.values())).cause
-            found.append(_on("pages_unreadable", "Pages {} cannot be read: " + cause, self._unreadable))
+            found.append(
+                _on(
+                    "pages_unreadable", "Damaged and not read: pages {}. " + cause, self._unreadable
+                )
+            )
         if self._picture_pages:
-            text = "Pages {} are pictures without text, and are not read. " + _OCR_STEP
+            text = "Pictures without text, not read: pages {}. " + _OCR_STEP
             found.append(_on("pages_without_text", text, self._picture_pages))
         found.extend(self._garbage_warnings())
         if self._comments:
@@ -103,7 +109,7 @@ class Findings:
             message = f"{share} of the characters cannot be decoded: the text layer is damaged. "
             return [DocumentWarning("garbage_text", message + _OCR_STEP)]
         if self._garbage_pages:
-            text = "Much of the text on pages {} cannot be decoded."
+            text = "Much of the text cannot be decoded on pages {}."
             return [_on("garbage_text", text, self._garbage_pages)]
         return []
 
@@ -112,8 +118,7 @@ def _on(code: str, text: str, pages: Sequence[int] | dict[int, Any]) -> Document
     numbers = list(pages)
     message = text.replace("{}", page_ranges(numbers), 1)
     if len(numbers) == 1:
-        for plural, single in (("Pages ", "Page "), (" pages ", " page "), (" are ", " is ")):
-            message = message.replace(plural, single, 1)
+        message = message.replace("pages ", "page ", 1)
     return DocumentWarning(code, message, numbers[0])
 
 

@@ -58,7 +58,9 @@ def markdown_blocks(text: str) -> list[Block]:
         elif heading := _ATX.match(line):
             glued = bool(lines)
             _flush(blocks, lines)
-            blocks.append(Block(line.rstrip(), level=len(heading[1]), before="\n" if glued else "\n\n"))
+            blocks.append(
+                Block(line.rstrip(), level=len(heading[1]), before="\n" if glued else "\n\n")
+            )
         elif lines and (underline := _SETEXT.match(line)) and len(lines) == 1:
             lines.append(line)
             _flush(blocks, lines, level=1 if underline[1][0] == "=" else 2)
@@ -81,4 +83,5 @@ def _title(text: str, blocks: list[Block], stem: str) -> str:
         if match := _FRONT_TITLE.search(front):
             return match[1]
     first = next((block for block in blocks if block.level == 1), None)
-    return (label_of(first.text) if first else "") or stem
+    title = label_of(first.text) if first else ""
+    return re.sub(r"^title:\s*", "", title, flags=re.IGNORECASE) or stem

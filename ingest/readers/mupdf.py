@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +13,15 @@ from ingest.document import DocumentWarning
 from ingest.errors import BrokenDocument, DocumentTooLarge, IngestError
 
 _MEMORY_WORDS = ("malloc", "calloc", "realloc", "out of memory", "cannot allocate")
+_HARMLESS = (  # nothing of the text depends on these
+    "unknown epub version",
+    "EPUB may be locked by DRM",  # said of obfuscated fonts; real locks are refused in archive.py
+    "html: cannot load image",
+    "css syntax error",
+    "syntax error: css",
+    "... repeated",
+    "closepath with no current point",
+)
 
 
 @lru_cache(maxsize=1)
@@ -47,7 +57,7 @@ def open_mupdf(path: Path, kind: str, what: str) -> Any:
 
 def translate(error: Exception, what: str) -> IngestError:
     """An error of MuPDF as one of ours; `what` names the kind of document."""
-    text = " ".join(str(error).split())[:200]
+    text = re.sub(r"'/[^']*/([^'/]+)'", r"'\1'", " ".join(str(error).split()))[:200]
     if any(word in text.lower() for word in _MEMORY_WORDS):
         return DocumentTooLarge(
             f"Reading this {what} needs more memory than the limit allows.",
@@ -67,9 +77,14 @@ def parser_name() -> str:
 def mupdf_notes() -> list[DocumentWarning]:
     """What MuPDF complained about since loading, as one warning; nothing if it was content."""
     raw = load_pymupdf().TOOLS.mupdf_warnings(reset=True)
-    notes = list(dict.fromkeys(line.strip() for line in raw.splitlines() if line.strip()))
+    lines = (line.strip() for line in raw.splitlines())
+    notes = list(dict.fromkeys(line for line in lines if line and not _is_harmless(line)))
     if not notes:
         return []
     shown = "; ".join(note[:120] for note in notes[:3])
     more = f"; and {len(notes) - 3} more" if len(notes) > 3 else ""
     return [DocumentWarning("parser_notes", f"The file has faults: {shown}{more}.")]
+
+
+def _is_harmless(note: str) -> bool:
+    return any(words in note for words in _HARMLESS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def _compose_pages(pages: list[_ReadPage], findings: Findings) -> list[RawPage]:
 def _run_on(pages: list[RawPage], vocabulary: Vocabulary) -> None:
     """Mend paragraphs and words that a column or page break cut; the break keeps its place."""
     blocks = [block for page in pages for block in page.blocks]
-    for left, right in zip(blocks, blocks[1:], strict=False):
+    for left, right in pairwise(blocks):
         if not _continues(left, right):
             continue
         left.text, right.before = join_lines(left.text, right.text, vocabulary)
@@ -173,5 +174,3 @@ def _contents(doc: Any, numbers: range) -> list[TocEntry]:
         for level, title, page in entries
         if page in numbers and title.strip()
     ]
-
-

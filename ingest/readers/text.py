@@ -14,8 +14,9 @@ from ingest.request import Request
 from ingest.sections import sections_from_blocks
 
 _HEADING = re.compile(
-    r"(?:chapter|book|part|letter|act|scene|canto|volume|appendix|kapitel|teil|buch|chapitre|livre)"
-    r"\s+(?:[ivxlcdm]+|\d+|[a-z]|one|two|three|four|five|six|seven|eight|nine|ten|the \w+)\b.{0,60}",
+    r"(?:chapter|book|part|letter|act|scene|canto|volume|appendix|kapitel|teil|buch|chapitre)"
+    r"\s+(?:[ivxlcdm]+|\d+|[a-z]|one|two|three|four|five|six|seven|eight|nine|ten|the \w+)"
+    r"\b.{0,60}",
     re.IGNORECASE,
 )
 _MIN_HEADINGS = 2
@@ -81,7 +82,11 @@ def _shorter(block: Block) -> list[Block]:
 
 
 def _is_heading(text: str) -> bool:
-    return len(text) <= 100 and text.count("\n") <= 1 and bool(_HEADING.fullmatch(" ".join(text.split())))
+    return (
+        len(text) <= 100
+        and text.count("\n") <= 1
+        and bool(_HEADING.fullmatch(" ".join(text.split())))
+    )
 
 
 def text_warnings(request: Request) -> list[DocumentWarning]:
