@@ -32,19 +32,21 @@ class Decoded:
 def decode(data: bytes, *, declared: bool = False) -> Decoded | None:
     """Decode `data`, or None if it is no text at all.
 
-    Order: byte order mark; strict UTF-8; with `declared`, what an XML or HTML head names; UTF-16
-    by its pattern of zero bytes; a guess among Cyrillic, CJK and Western encodings. The guess is
+    Order: byte order mark; UTF-16 by its pattern of zero bytes; strict UTF-8; with `declared`,
+    what an XML or HTML head names; a guess among Cyrillic, CJK and Western encodings. The guess is
     marked, so that the caller can say so.
     """
     for bom, encoding in _BOMS:
         if data.startswith(bom):
             return _checked(data.decode(encoding, errors="replace"), encoding, guessed=False)
+    if wide := _utf16_pattern(data):
+        return _checked(data.decode(wide, errors="replace"), wide, guessed=True)
     text = _as_utf8(data)
     if text is not None:
         return _checked(text, "utf-8", guessed=False)
     if declared and (named := _declared_encoding(data)):
         return _checked(data.decode(named, errors="replace"), named, guessed=False)
-    encoding = _utf16_pattern(data) or _guess(data)
+    encoding = _guess(data)
     return _checked(data.decode(encoding, errors="replace"), encoding, guessed=True)
 
 
@@ -112,10 +114,10 @@ def _cjk_score(sample: bytes, encoding: str) -> float:
     if not beyond:
         return 0.0
     good = sum(
-        1.2 if "\u3041" <= char <= "\u30ff" else 1.0
+        1.4 if "\u3041" <= char <= "\u30ff" else 1.0
         for char in beyond
         if "\u3000" <= char <= "\u30ff"
-        or "\u4e00" <= char <= "\u7fff"
+        or "\u4e00" <= char <= "\u9fff"
         or "\uac00" <= char <= "\ud7a3"
     )
     bad = sum(1 for char in beyond if char == "\ufffd" or "\uff61" <= char <= "\uff9f")

@@ -97,5 +97,5 @@ def _contents(pages: Sequence[RawPage]) -> list[TocEntry]:
 
 def label_of(text: str) -> str:
     """A heading as a label: one line, without Markdown's marks, at most 120 characters."""
-    label = " ".join(text.split()).strip("#=*_ ").strip()
+    label = " ".join(text.split()).strip("#=*_ ").rstrip("=- ")
     return label if len(label) <= LABEL_CHARS else label[: LABEL_CHARS - 1].rstrip() + "…"

@@ -1,0 +1,222 @@
+"""EPUB, FB2, MOBI, XPS, DOCX, HTML, Markdown and text: nothing is lost, sections are labelled."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pytest
+from ingest_files import codes, make_epub, make_fb2, make_mobi, make_xps, read_here
+
+from ingest import BrokenDocument, EmptyDocument, PagesNotFound, UnsupportedDocument
+
+LONG = "A sentence of middling length stands here to fill the page. " * 8
+
+
+def test_epub_chapters_are_pages_with_titles(tmp_path: Path) -> None:
+    chapters = [
+        ("The Otter", "<h1>The Otter</h1><p>Otters e\ufb03ciently swim.</p><p>They fish.</p>"),
+        ("The Heron", "<h1>The Heron</h1><p>Herons wait.</p>"),
+    ]
+    document = read_here(make_epub(tmp_path / "b.epub", chapters))
+    assert (document.kind, document.page_kind) == ("epub", "chapter")
+    assert document.title == "A Made Book"
+    assert [page.label for page in document.pages] == ["The Otter", "The Heron"]
+    assert document.page_at(document.text.index("Herons wait")).number == 2
+    assert document.span_at(document.text.index("They fish")).chapter == "The Otter"
+    assert "efficiently" in document.text
+    assert [(t.title, t.page) for t in document.toc] == [("The Otter", 1), ("The Heron", 2)]
+
+
+def test_long_epub_chapters_are_cut_at_paragraphs(tmp_path: Path) -> None:
+    body = "".join(f"<p>Paragraph {i}. {LONG}</p>" for i in range(60))
+    document = read_here(make_epub(tmp_path / "b.epub", [("Long", body)]))
+    assert len(document.pages) > 5
+    assert all(page.label.startswith("Long ¶ ") for page in document.pages)
+    assert all(f"Paragraph {i}." in document.text for i in range(60))
+    assert {span.chapter for span in document.spans} == {"Long"}
+
+
+def test_epub_paragraphs_are_not_broken_where_the_layout_broke_them(tmp_path: Path) -> None:
+    document = read_here(make_epub(tmp_path / "b.epub", [("One", f"<p>{LONG}well-known</p>")]))
+    assert document.text == f"{LONG}well-known"
+
+
+def test_an_epub_page_range_counts_chapters(tmp_path: Path) -> None:
+    path = make_epub(tmp_path / "b.epub", [(f"Ch {i}", f"<p>Text {i}.</p>") for i in range(5)])
+    document = read_here(path, pages=(2, 3))
+    assert [(page.number, page.label) for page in document.pages] == [(2, "Ch 1"), (3, "Ch 2")]
+    with pytest.raises(PagesNotFound):
+        read_here(path, pages=(6, 7))
+
+
+def test_an_epub_without_text_is_empty(tmp_path: Path) -> None:
+    with pytest.raises(EmptyDocument):
+        read_here(make_epub(tmp_path / "b.epub", [("x", "<p> </p>")]))
+
+
+def test_a_copy_protected_epub_says_so(tmp_path: Path) -> None:
+    path = make_epub(tmp_path / "b.epub", [("One", "<p>Text.</p>")])
+    with zipfile.ZipFile(path, "a") as book:
+        book.writestr(
+            "META-INF/encryption.xml",
+            '<encryption><EncryptedData><EncryptionMethod Algorithm="http://www.w3.org/2001/04/'
+            'xmlenc#aes128-cbc"/></EncryptedData></encryption>',
+        )
+    with pytest.raises(UnsupportedDocument, match="DRM"):
+        read_here(path)
+
+
+def test_fb2_and_mobi_and_xps_are_read(tmp_path: Path) -> None:
+    fb2 = read_here(make_fb2(tmp_path / "b.fb2"))
+    assert fb2.kind == "fb2"
+    assert "otters" in fb2.text and "herons" in fb2.text
+    html = "<html><body><h1>One</h1><p>The mobile book speaks of mice.</p></body></html>"
+    mobi = read_here(make_mobi(tmp_path / "b.mobi", html))
+    assert mobi.kind == "mobi"
+    assert "speaks of mice" in mobi.text
+    xps = read_here(make_xps(tmp_path / "b.xps", ["The fixed page", "speaks of geese."]))
+    assert (xps.kind, xps.page_kind) == ("xps", "page")
+    assert "speaks of geese" in xps.text
+
+
+def test_markdown_is_kept_to_the_letter(tmp_path: Path) -> None:
+    source = (
+        "# The Book\n\nIntro with *stars* and a [link](http://x).\n\n## One\nText of one.\n\n"
+        "```\n## no heading\n\n# nor this\n```\n\n### Deeper\n\nMore.\n\nTwo\n---\n\n- a\n- b\n"
+    )
+    path = tmp_path / "b.md"
+    path.write_bytes(source.replace("\n", "\r\n").encode())
+    document = read_here(path)
+    assert document.title == "The Book"
+    assert [page.label for page in document.pages] == ["The Book", "One", "Two"]
+    assert "".join(document.text.split()) == "".join(source.split())
+    assert "```\n## no heading\n\n# nor this\n```" in document.text
+    assert [(t.level, t.title) for t in document.toc] == [
+        (1, "The Book"),
+        (2, "One"),
+        (3, "Deeper"),
+        (2, "Two"),
+    ]
+
+
+def test_text_without_headings_is_cut_at_paragraph_ends(tmp_path: Path) -> None:
+    paragraphs = [f"Paragraph {i}. {LONG}".strip() for i in range(30)]
+    path = tmp_path / "b.txt"
+    path.write_text("\n\n".join(paragraphs), encoding="utf-8")
+    document = read_here(path)
+    assert document.text == "\n\n".join(paragraphs)
+    assert document.pages[0].label == "¶ 1-7"
+    assert document.pages[-1].label.endswith("-30")
+    assert all(2000 < page.end - page.start < 5000 for page in document.pages)
+
+
+def test_text_with_chapter_lines_is_cut_there(tmp_path: Path) -> None:
+    path = tmp_path / "b.txt"
+    path.write_text("A Tale\n\nCHAPTER I\n\nOnce.\n\nCHAPTER II. The End\n\nGone.\n", "utf-8")
+    document = read_here(path)
+    assert [page.label for page in document.pages] == [
+        "Beginning",
+        "CHAPTER I",
+        "CHAPTER II. The End",
+    ]
+
+
+def test_one_endless_paragraph_is_cut_at_its_line_ends(tmp_path: Path) -> None:
+    lines = [f"{i} some line of a log file that goes on" for i in range(2000)]
+    path = tmp_path / "b.txt"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    document = read_here(path)
+    assert document.text == "\n".join(lines)
+    assert len(document.pages) > 10
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text", "guessed"),
+    [
+        ("utf-8-sig", "Gr\u00fc\u00dfe aus K\u00f6ln", False),
+        ("utf-16", "Gr\u00fc\u00dfe aus K\u00f6ln", False),
+        ("cp1252", "Gr\u00fc\u00dfe aus K\u00f6ln und noch viel mehr gew\u00f6hnlicher Text", True),
+        ("cp1251", "\u043c\u043d\u043e\u0433\u043e \u0441\u043b\u043e\u0432 \u043e " * 20, True),
+        ("shift_jis", "\u65e5\u672c\u8a9e\u306e\u6587\u7ae0\u3067\u3059\u3002" * 20, True),
+        ("utf-16-le", "plain words without a mark " * 5, True),
+    ],
+)
+def test_encodings(tmp_path: Path, encoding: str, text: str, guessed: bool) -> None:
+    path = tmp_path / "b.txt"
+    path.write_bytes(text.encode(encoding))
+    document = read_here(path)
+    assert document.text.strip() == text.strip()
+    assert ("encoding_guessed" in codes(document)) is guessed
+
+
+def test_html_keeps_text_rows_and_sections(tmp_path: Path) -> None:
+    path = tmp_path / "b.html"
+    path.write_text(
+        "<!DOCTYPE html><html><head><title>A Page</title><style>p{}</style></head><body>"
+        "<h1>Top</h1><p>Some <b>bold</b>\n text &amp; more.<br>New line.</p><script>evil()</script>"
+        "<table><tr><th>Town<th>People</tr><tr><td>Ulm</td><td>126000</td></tr></table>"
+        "<h2>Next</h2><ul><li>one<li>two</ul><pre>a\n  b</pre>"
+        "<div style='display: none'>secret <b>orders</b></div><p>End.</p></body></html>",
+        encoding="utf-8",
+    )
+    document = read_here(path)
+    assert document.title == "A Page"
+    assert [page.label for page in document.pages] == ["Top", "Next"]
+    assert "Some bold text & more.\nNew line." in document.text
+    assert "Town\tPeople\nUlm\t126000" in document.text
+    assert "- one\n- two" in document.text
+    assert "a\n  b" in document.text
+    assert "evil" not in document.text and "secret" not in document.text
+    assert document.text.endswith("End.")
+    assert "hidden_text" in codes(document)
+
+
+def test_docx_body_tables_boxes_and_headings(tmp_path: Path) -> None:
+    import docx
+
+    word = docx.Document()
+    word.core_properties.title = "Word Title"
+    word.add_heading("First", level=1)
+    word.add_paragraph("A paragraph with \ufb01ne text.")
+    word.add_paragraph("an item", style="List Bullet")
+    table = word.add_table(rows=2, cols=2)
+    for index, words in enumerate(["Town", "People", "Ulm", "126000"]):
+        table.cell(index // 2, index % 2).text = words
+    word.add_heading("Second", level=2)
+    word.add_paragraph("The end.")
+    path = tmp_path / "b.docx"
+    word.save(str(path))
+    document = read_here(path)
+    assert (document.kind, document.title) == ("docx", "Word Title")
+    assert [page.label for page in document.pages] == ["First", "Second"]
+    assert "fine text" in document.text
+    assert "Town\tPeople\nUlm\t126000" in document.text
+    assert document.text.index("126000") < document.text.index("The end.")
+    assert [(t.level, t.title, t.page) for t in document.toc] == [(1, "First", 1), (2, "Second", 2)]
+
+
+def test_a_docx_with_ruined_xml_is_broken(tmp_path: Path) -> None:
+    path = tmp_path / "b.docx"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("word/document.xml", "<w:document")
+    with pytest.raises(BrokenDocument, match="Word file"):
+        read_here(path)
+
+
+def test_a_docx_without_text_is_empty(tmp_path: Path) -> None:
+    import docx
+
+    path = tmp_path / "b.docx"
+    docx.Document().save(str(path))
+    with pytest.raises(EmptyDocument):
+        read_here(path)
+
+
+def test_json_is_read_as_text_with_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "q.json"
+    path.write_text('{"question": "why?", "answers": ["because"]}', encoding="utf-8")
+    document = read_here(path)
+    assert document.kind == "txt"
+    assert '"why?"' in document.text
+    assert "read_as_text" in codes(document)
