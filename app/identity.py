@@ -52,3 +52,14 @@ def session_id_of(identity: dict[str, Any]) -> str:
     """The session's name: the first letters of the identity's SHA-256."""
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:ID_LETTERS]
+
+
+def flat(identity: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """An identity with nested names joined by dots, so that two can be compared field by field."""
+    fields: dict[str, Any] = {}
+    for name, value in identity.items():
+        if isinstance(value, dict):
+            fields |= flat(value, f"{prefix}{name}.")
+        else:
+            fields[prefix + name] = value
+    return fields

@@ -42,6 +42,16 @@ MAX_JSON_BYTES = 64 * 2**20
 MAX_MESSAGES = 100_000
 _BLOCK_BYTES = 4 * 2**20
 _SNAPSHOT_NAME = re.compile(r"snapshot/[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_JSON_NAMES = ("manifest.json", "messages.json", "document.json")
+_SETTING_TYPES = {
+    "model": str,
+    "weights": str,
+    "budget_tokens": int,
+    "allocation": str,
+    "scorer": str,
+    "positions": str,
+    "chunk_tokens": int,
+}
 _NEXT_STEP = "Ask for the file again, or read the document yourself."
 
 
@@ -96,11 +106,11 @@ def import_session(library: Library, file: Path) -> SessionRecord:
     """
     from ingest.errors import DocumentMissing
 
+    if not file.is_file():
+        raise DocumentMissing(f"There is no file {file}.", "Check its name and folder.")
     try:
         with zipfile.ZipFile(file) as archive:
             return _Import(library, archive).run()
-    except FileNotFoundError as error:
-        raise DocumentMissing(f"There is no file {file}.", "Check its name and folder.") from error
     except zipfile.BadZipFile as error:
         raise _bad(f"{file.name} is not a session file ({error})") from error
 
@@ -139,10 +149,10 @@ class _Import:
         return self.library.session(record.id)
 
     def _manifest(self) -> dict[str, Any]:
-        entry = self.entries.get("manifest.json")
-        if entry is None:
-            raise _bad("it has no manifest.json")
-        manifest = _json_object(self.archive.read(entry), "manifest.json")
+        for name in _JSON_NAMES:
+            if name not in self.entries:
+                raise _bad(f"it has no {name}")
+        manifest = _json_object(self.archive.read("manifest.json"), "manifest.json")
         if manifest.get("format") != FORMAT:
             raise _bad("it is not a session file")
         if manifest.get("version") != VERSION:
@@ -163,6 +173,9 @@ class _Import:
             raise _bad("its document has an impossible digest")
         if record.state != SESSION_READY:
             raise _bad("its session was not read to the end")
+        found = {name: type(value) for name, value in record.settings.items()}
+        if found != _SETTING_TYPES:
+            raise _bad("its session has other settings than expected")
         return record
 
     def _unpack(self, work: Path) -> None:
@@ -265,7 +278,7 @@ def _checked_entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
 
 
 def _is_allowed(name: str) -> bool:
-    if name in ("manifest.json", "messages.json", "document.json"):
+    if name in _JSON_NAMES:
         return True
     if name.startswith("original/"):
         inner = name.removeprefix("original/")

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.identity import identity_of, session_id_of
+from app.identity import flat, identity_of, session_id_of
 from app.library import Library
 from app.progress import OnProgress, RateMeter
 from app.prompts import Layout, Prefix
@@ -117,6 +117,27 @@ def restore(job: Job, library: Library) -> tuple[DocCache, ReadReport] | None:
         raise
     _record_found(job, library, cache, folder)
     return cache, ReadReport(restore_s=time.perf_counter() - started)
+
+
+def check_same(job: Job, session_id: str, snapshot: Path) -> None:
+    """Raise SnapshotMismatch, naming the field, if a session was made of something else.
+
+    Without this a session whose model has changed since would be read again unasked.
+    """
+    from engine import manifest
+    from engine.errors import SnapshotMismatch
+    from engine.snapshot import recover_folder
+
+    if job.session_id == session_id:
+        return
+    recover_folder(snapshot)
+    if snapshot.exists():
+        stored = flat(manifest.read(snapshot)["extra"].get("identity", {}))
+        here = flat(job.identity)
+        for field in sorted(stored.keys() | here.keys()):
+            if stored.get(field) != here.get(field):
+                raise SnapshotMismatch(field, stored.get(field), here.get(field))
+    raise SnapshotMismatch("session", session_id, job.session_id)
 
 
 def read_document(

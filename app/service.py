@@ -20,7 +20,7 @@ from app.memory import peak_rss_bytes, rss_bytes
 from app.plan import Plan, check_fits, check_length, make_plan, page_range
 from app.progress import OnProgress
 from app.prompts import Layout, Turn
-from app.reading import Job, ReadReport, read_document, restore
+from app.reading import Job, ReadReport, check_same, read_document, restore
 from app.records import SESSION_READY, SessionRecord
 from app.settings import ReadSettings, eviction_config
 from app.store import StoredDocument, keep_document, original_file, stored_document
@@ -115,12 +115,10 @@ class Reader:
         Raises      IngestError, EngineError, DocumentTooLong, BadPageRange; PrefillStopped after
                     the state so far was saved
         """
-        before = rss_bytes()
         stored = self._keep(Path(path), password, on_progress)
         job = self._job(stored.document, pages, settings or self.defaults, on_progress)
         session = self._session(job, reread, on_progress, on_session, stop)
         session.parse_s = stored.parse_s
-        session.memory = {"before_read_rss_bytes": before, **session.memory}
         return session
 
     def reopen(
@@ -134,20 +132,21 @@ class Reader:
     ) -> OpenSession:
         """A session of the library by its id; one that was not read to the end is read on.
 
-        Raises NoSuchSession and what `open` raises.
+        Raises NoSuchSession, SnapshotMismatch if the model is not the one of then, and what `open`
+        raises.
         """
         record = self.library.session(session_id)
         held = self._open.get(record.id)
         if held is not None and not reread:
             self._open.move_to_end(record.id)
             return held
-        before = rss_bytes()
         document = stored_document(self.paths, record.document)
         settings = ReadSettings.from_dict(record.settings)
-        job = self._job(document, (record.first_page, record.last_page), settings, on_progress)
-        session = self._session(job, reread, on_progress, on_session, stop)
-        session.memory = {"before_read_rss_bytes": before, **session.memory}
-        return session
+        pages = (record.first_page, record.last_page)
+        job = self._job(document, pages, settings, on_progress, trusted=not record.unverified)
+        if not reread:
+            check_same(job, record.id, self.paths.snapshot(record.id))
+        return self._session(job, reread, on_progress, on_session, stop)
 
     def plan(
         self,
@@ -224,7 +223,12 @@ class Reader:
         )
 
     def model(
-        self, name: str | None, weights: str, on_progress: OnProgress = _ignore_progress
+        self,
+        name: str | None,
+        weights: str,
+        on_progress: OnProgress = _ignore_progress,
+        *,
+        download: bool = True,
     ) -> LoadedModel:
         """The loaded model of this name; one is held at a time."""
         from engine.loader import load_model
@@ -240,6 +244,7 @@ class Reader:
                 models_dir=self.paths.models,
                 weights=weights,
                 device=self.device,
+                download=download,
                 on_progress=lambda done, total: on_progress("fetch", done, total),
                 on_message=self.announce,
             )
@@ -252,14 +257,20 @@ class Reader:
         pages: tuple[int, int] | None,
         settings: ReadSettings,
         on_progress: OnProgress,
+        *,
+        trusted: bool = True,
     ) -> Job:
-        """Everything that is fixed before the first token is read."""
+        """Everything that is fixed before the first token is read.
+
+        trusted  False for a session from elsewhere: it may not name a model to be downloaded
+        """
         from engine.prefill import PrefillConfig
         from engine.registry import find
         from heads.catalog import make_scorer
 
         chosen = page_range(document, pages)
-        model = self.model(settings.model, settings.weights, on_progress)
+        download = trusted or find(settings.model or "") is not None
+        model = self.model(settings.model, settings.weights, on_progress, download=download)
         spec = find(settings.model or model.name)
         settings = settings.resolved(spec.default_budget if spec else None)
         assert settings.scorer is not None
@@ -290,11 +301,13 @@ class Reader:
         after_model = rss_bytes()
         # Two programs may be given the same document; the second waits and finds it read.
         with locked(self.paths.snapshots, session_id):
+            before_read = after_model
             restored = None if reread else restore(job, self.library)
             if restored is None:
                 plan = self._plan(job)
                 check_length(plan)
                 check_fits(plan)
+                before_read = rss_bytes()
                 cache, report = read_document(
                     job,
                     self.library,
@@ -316,6 +329,7 @@ class Reader:
         session.model_load_s = job.model.load_s
         session.memory = {
             "after_model_rss_bytes": after_model,
+            "before_read_rss_bytes": before_read,
             "peak_rss_bytes": peak_rss_bytes(),
         }
         self._hold(session)

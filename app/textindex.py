@@ -22,6 +22,9 @@ _WORD = re.compile(
 _DROPPED = re.compile("[\u00ad'\u2019]")
 _SENTENCE_END = re.compile(r"[.!?\u3002\uff01\uff1f](?:[\"'\u2019\u201d)\]]*)(?=\s|$)|\n[ \t]*\n")
 
+_ABBREVIATED = "st mr mrs ms dr prof rev hon gen col capt lt sgt jr sr vs cf fig no vol pp art sec"
+_ABBREVIATIONS = frozenset(_ABBREVIATED.split())
+
 # Words that carry no evidence by themselves.
 _STOPWORDS = """
     a about above after again all also although am among an and another any are as at be
@@ -139,6 +142,8 @@ def sentence_ranges(text: str, start: int, end: int) -> list[tuple[int, int]]:
     ranges = []
     begin = start
     for match in _SENTENCE_END.finditer(text, start, end):
+        if _goes_on(text, begin, match):
+            continue
         ranges.append((begin, match.end()))
         begin = match.end()
     ranges.append((begin, end))
@@ -149,6 +154,20 @@ def sentence_ranges(text: str, start: int, end: int) -> list[tuple[int, int]]:
             left += len(piece) - len(piece.lstrip())
             trimmed.append((left, left + len(stripped)))
     return trimmed
+
+
+def _goes_on(text: str, begin: int, match: re.Match[str]) -> bool:
+    """Whether a stop only ends an abbreviation or an initial: "St. Lawrence", "e.g. this"."""
+    if match.group() != ".":
+        return False
+    following = text[match.end() : match.end() + 8].lstrip()
+    if following[:1].islower():
+        return True
+    before = re.search(r"[^\W\d_]+$", text[max(begin, match.start() - 12) : match.start()])
+    if before is None:
+        return False
+    word = before.group()
+    return word.lower() in _ABBREVIATIONS or (len(word) == 1 and word.isupper())
 
 
 def _common_prefix(a: str, a_start: int, b: str, b_start: int, longest: int) -> int:

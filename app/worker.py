@@ -184,13 +184,17 @@ class Worker:
             self._end(live, "cancelled", message="Cancelled before it began.")
 
     def delete_session(self, session_id: str) -> None:
-        """Cancel what runs on a session, then remove it from the library and the disk."""
+        """Cancel what runs on a session, then remove it from the library and the disk.
+
+        Raises NoSuchSession, or AppError if the work cannot be stopped in time.
+        """
         record = self.library.session(session_id)
         with self._lock:
             busy = [live for live in self._live.values() if live.view.session_id == record.id]
         for live in busy:
             self.cancel(live.view.id)
-            live.ended.wait(CLOSE_WAIT_S)
+            if not live.ended.wait(CLOSE_WAIT_S):
+                raise AppError("The session is still being worked on.", "Try again in a moment.")
         self.reader.forget(record.id)
         self.library.delete_session(record.id)
 

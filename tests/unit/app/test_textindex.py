@@ -75,6 +75,14 @@ def test_sentences_end_at_stops_and_empty_lines_but_not_inside_numbers() -> None
     assert pieces == ["He paid 3.50 crowns.", '"Why?"', "she asked.", "Nobody knew"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["St. Lawrence came to Mr. Brown.", "J. S. Mill wrote it.", "Many, e.g. wolves, ran."],
+)
+def test_abbreviations_and_initials_end_no_sentence(text: str) -> None:
+    assert sentence_ranges(text, 0, len(text)) == [(0, len(text))]
+
+
 @given(st.text(max_size=60))
 def test_every_word_knows_where_it_stands(text: str) -> None:
     words = Words.of(text)

@@ -1,0 +1,259 @@
+"""The command line as a program sees it: JSON on stdout, words on stderr, true exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.cli import build_parser, main
+from app.commands.common import page_range
+from app.progress import ProgressLine, RateMeter, clock_text
+from tests.unit.app.tiny_reader import BOOK, use_tiny_model
+
+COMMANDS = ["ui", "ask", "ingest", "sessions", "delete", "export", "import", "models", "doctor"]
+TINY = ["--model", "tiny", "--budget", "400", "--chunk", "128"]
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    use_tiny_model(monkeypatch)
+    path = tmp_path / "book.txt"
+    path.write_text(BOOK, encoding="utf-8")
+    return str(path)
+
+
+def ask(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, Any, str]:
+    """Exit code, the JSON on stdout, and stderr."""
+    capsys.readouterr()
+    code = main(list(arguments))
+    out, err = capsys.readouterr()
+    return code, json.loads(out) if out else None, err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_and_a_data_dir(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert "--data-dir" in out
+    assert "--json" in out or command == "ui"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from app.cli import build_parser; build_parser();"
+        "print([m for m in ('torch', 'gradio', 'pymupdf', 'transformers', 'sqlite_utils')"
+        " if m in sys.modules])"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == "[]"
+
+
+def test_the_data_dir_may_stand_on_either_side() -> None:
+    parser = build_parser()
+    assert parser.parse_args(["--data-dir", "x", "sessions"]).data_dir == "x"
+    assert parser.parse_args(["sessions", "--data-dir", "x"]).data_dir == "x"
+
+
+def test_ask_prints_one_object_with_everything_promised(
+    book: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*TINY, "--max-new-tokens", "6", "--json"]
+    code, first, err = ask(capsys, "ask", book, "-q", "Who?", "-q", "Where?", *flags)
+    assert code == 0 and "Reading" in err
+    assert [a["question"] for a in first["answers"]] == ["Who?", "Where?"]
+    assert {
+        "question", "text", "citations", "looked_back_pages", "ttft_s", "decode_tok_s",
+        "new_tokens",
+    } <= set(first["answers"][0])  # fmt: skip
+    assert {"title", "pages", "tokens", "sha256"} <= set(first["document"])
+    assert {
+        "budget_tokens", "kept_tokens", "kept_fraction", "bytes", "k_bits", "v_bits", "scorer",
+        "allocation", "positions",
+    } <= set(first["cache"])  # fmt: skip
+    assert {"parse_s", "prefill_s", "prefill_tok_s", "restore_s"} <= set(first["timing"])
+    assert len(first["timing"]["prefill_quarter_tok_s"]) == 4
+    assert {"peak_rss_bytes", "before_read_rss_bytes", "after_model_rss_bytes"} <= set(
+        first["memory"]
+    )
+    assert first["reused"] is False and first["reused_tokens"] == 0
+    assert first["prefilled_tokens"] > first["document"]["tokens"]
+    code, second, _ = ask(capsys, "ask", book, "-q", "Where?", *flags)
+    assert code == 0 and second["reused"] is True and second["session"] == first["session"]
+    assert second["prefilled_tokens"] < 400 and second["reused_tokens"] == 400
+    assert second["answers"][0]["text"] == first["answers"][1]["text"]
+    assert second["timing"]["prefill_s"] == 0 and second["timing"]["restore_s"] > 0
+
+
+def test_several_files_give_one_line_each_and_a_bad_one_does_not_stop_the_rest(
+    book: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("The bird sang. " * 20)
+    files = [book, str(tmp_path / "missing.txt"), str(other)]
+    code = main(["ask", *files, "-q", "Who?", "--json", *TINY, "--max-new-tokens", "2"])
+    out, err = capsys.readouterr()
+    assert code == 3 and "missing.txt" in err
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["document"]["title"] for line in lines] == ["book", "other"]
+
+
+def test_the_library_commands_work_together(
+    book: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, read, _ = ask(capsys, "ingest", book, "--json", *TINY)
+    session = read["session"]
+    _, listed, _ = ask(capsys, "sessions", "--json")
+    assert [(s["session"], s["state"]) for s in listed] == [(session, "ready")]
+    target = tmp_path / "s.longread"
+    code, exported, _ = ask(capsys, "export", session[:8], str(target), "--json")
+    assert code == 0 and exported["bytes"] == target.stat().st_size
+    code, deleted, _ = ask(capsys, "delete", session, "--json")
+    assert deleted == {"deleted": [session]}
+    assert ask(capsys, "sessions", "--json")[1] == []
+    code, imported, _ = ask(capsys, "import", str(target), "--json")
+    assert [s["session"] for s in imported] == [session]
+    code, answered, _ = ask(
+        capsys, "ask", session, "-q", "Who?", "--json", "--max-new-tokens", "2", "--model", "tiny"
+    )
+    assert code == 0 and answered["reused"] is True
+
+
+def test_parse_only_loads_no_model(book: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, parsed, _ = ask(capsys, "ingest", book, "--parse-only", "--json")
+    assert code == 0
+    assert (parsed["kind"], parsed["pages"], parsed["warnings"]) == ("txt", 1, [])
+    assert parsed["characters"] == len(BOOK)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["ask", "missing.pdf", "-q", "Who?"], 3),
+        (["ask", "missing.pdf"], 2),
+        (["ask", "missing.pdf", "-q", " "], 2),
+        (["ask", "x", "-q", "y", "--pages", "9-3"], 2),
+        (["ask", "x", "-q", "y", "--budget", "-4"], 2),
+        (["ask", "x", "-q", "y", "--temperature", "-1"], 2),
+        (["nonsense"], 2),
+        (["delete", "feedbeef"], 2),
+        (["export", "feedbeef"], 2),
+        (["import", "missing.longread"], 3),
+        (["models", "get"], 2),
+        (["models", "get", "no-such-model"], 4),
+        (["ingest", "missing.pdf", "--parse-only"], 3),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_exit_codes(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        found: Any = main(arguments)
+    except SystemExit as ended:
+        found = ended.code
+    out, err = capsys.readouterr()
+    assert found == code and out == "" and err.strip()
+
+
+def test_a_damaged_session_ends_with_the_flag_that_helps(
+    book: str, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, read, _ = ask(capsys, "ingest", book, "--json", *TINY)
+    (data_dir / "snapshots" / read["session"] / "state.safetensors").unlink()
+    code, out, err = ask(capsys, "ask", book, "-q", "Who?", "--json", *TINY)
+    assert (code, out) == (1, None)
+    assert "state.safetensors" in err and "--reread" in err
+    assert "state.safetensors" in (data_dir / "logs" / "longread.log").read_text()
+    code, again, _ = ask(
+        capsys, "ask", book, "-q", "Who?", "--json", *TINY, "--reread", "--max-new-tokens", "2"
+    )
+    assert code == 0 and again["reused"] is False
+
+
+def test_our_own_fault_goes_to_the_log_with_its_traceback(
+    book: str, data_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any, **how: Any) -> None:
+        raise ZeroDivisionError("odd")
+
+    monkeypatch.setattr("app.service.Reader.open", broken)
+    code, out, err = ask(capsys, "ingest", book, "--json")
+    assert (code, out) == (1, None) and "longread.log" in err
+    assert "ZeroDivisionError: odd" in (data_dir / "logs" / "longread.log").read_text()
+
+
+def test_an_interrupt_is_130(
+    book: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any, **how: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("app.service.Reader.open", interrupted)
+    assert ask(capsys, "ingest", book, "--json")[0] == 130
+
+
+def test_doctor_reports_versions_device_and_repairs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_tiny_model(monkeypatch)
+    code, report, _ = ask(capsys, "doctor", "--json")
+    assert code == 0
+    assert report["versions"]["torch"] and report["versions"]["sqlite-utils"]
+    assert report["device"] in ("cpu", "cuda") and report["kernels"]
+    assert report["compute_format"]["reason"] == "said by the test"
+    assert any("default model" in problem["what"] for problem in report["problems"])
+    assert all(problem["repair"] for problem in report["problems"])
+
+
+def test_models_says_what_is_here_and_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    code, report, _ = ask(capsys, "models", "--json")
+    assert code == 0
+    default = [row for row in report["models"] if row["is_default"]]
+    assert len(default) == 1 and default[0]["state"] == "absent"
+    for row in report["models"]:
+        for fit in row["fits"].values():
+            assert set(fit["fitting_budgets"]) <= {int(b) for b in fit["needed_bytes"]}
+
+
+@pytest.mark.parametrize(("text", "pages"), [("3-7", (3, 7)), ("4", (4, 4))])
+def test_page_ranges(text: str, pages: tuple[int, int]) -> None:
+    assert page_range(text) == pages
+
+
+def test_speed_is_told_over_the_latest_chunks_and_by_quarters() -> None:
+    times = iter([0.0, 1.0, 2.0, 4.0, 8.0])
+    meter = RateMeter(lambda: next(times))
+    meter.start(0, 400)
+    for done in (100, 200, 300, 400):
+        meter.update(done, 400)
+    assert meter.quarters() == [100.0, 100.0, 50.0, 25.0]
+    assert meter.tok_s == 50.0 and meter.eta_s == 0.0
+    assert RateMeter().quarters() == []
+
+
+def test_progress_without_a_terminal_is_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ProgressLine()
+    for done in range(0, 1001, 10):
+        line("read", done, 1000)
+    err = capsys.readouterr().err
+    assert "\r" not in err and "\x1b" not in err
+    assert err.splitlines()[0] == "Reading: 0 of 1000 tokens"
+    assert err.splitlines()[-1].startswith("Reading: 1000 of 1000 tokens")
+    assert len(err.splitlines()) < 5
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (200, "3 min 20 s"), (3900, "1 h 5 min")]
+)
+def test_times_are_told_as_people_tell_them(seconds: float, text: str) -> None:
+    assert clock_text(seconds) == text

@@ -1,0 +1,283 @@
+"""Jobs outlive the page that asked for them, and end in a state that is true."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from app.answers import Answer
+from app.citations import Citation
+from app.errors import NoSuchSession
+from app.library import Library
+from app.paths import data_paths
+from app.records import JobView
+from app.worker import Worker
+from engine.errors import PrefillStopped
+from ingest import PasswordRequired
+from tests.unit.app.made_documents import document_of
+
+SESSION = "ab" * 12
+
+
+class FakeReader:
+    """Reads in steps the test allows, one token of progress each."""
+
+    def __init__(self, library: Library) -> None:
+        self.library = library
+        self.step = threading.Semaphore(0)
+        self.passwords: list[str | None] = []
+        self.histories: list[int] = []
+        self.fails: Exception | None = None
+
+    def open(self, path: Any, **how: Any) -> Any:
+        self.passwords.append(how["password"])
+        if self.fails is not None:
+            raise self.fails
+        if str(path).endswith("secret.pdf") and how["password"] is None:
+            raise PasswordRequired("It is protected.", "Give the password.")
+        document = document_of("The wolf ran.\n")
+        self.library.add_document(document, "a.txt", needs_password=False)
+        self.library.start_session(
+            SESSION, document=document.sha256, pages=(1, 1), model="tiny", settings={}, n_tokens=9
+        )
+        how["on_session"](SESSION)
+        return self._read(how)
+
+    def reopen(self, session_id: str, **how: Any) -> Any:
+        if "on_session" in how:
+            return self._read(how)
+        return self._session(reused=True, resumed_from=0)
+
+    def _read(self, how: dict[str, Any]) -> Any:
+        how["on_progress"]("read", 0, 3)
+        for done in range(1, 4):
+            self.step.acquire()
+            if how["stop"]():
+                raise PrefillStopped(None, done, 3)
+            how["on_progress"]("read", done, 3)
+        self.library.finish_session(SESSION, kept_tokens=3.0)
+        return self._session(reused=False, resumed_from=0)
+
+    def _session(self, **values: Any) -> Any:
+        return SimpleNamespace(
+            record=self.library.session(SESSION),
+            reused=values["reused"],
+            report=SimpleNamespace(resumed_from=values["resumed_from"]),
+        )
+
+    def plan(self, path: Any, **how: Any) -> Any:
+        return SimpleNamespace(to_dict=lambda: {"n_tokens": 9, "fits": True})
+
+    def ask(self, session: Any, question: str, sampling: Any = None, **how: Any) -> Answer:
+        self.histories.append(len(how["history"]))
+        finish, text = "eos", ""
+        for piece in ("The ", "wolf ", "ran."):
+            self.step.acquire()
+            if self.fails is not None:
+                raise self.fails
+            how["on_text"](piece)
+            text += piece
+            if how["stop"]():
+                finish = "stop"
+                break
+        citations = [Citation(1, "1", "The wolf ran.", True)]
+        return Answer(question, text.strip(), citations, 0.1, 5.0, 3, 20, 64, finish)
+
+    def forget(self, session_id: str) -> None:
+        """Nothing is held."""
+
+
+@pytest.fixture
+def reader(data_dir: Path) -> Iterator[FakeReader]:
+    library = Library(data_paths())
+    yield FakeReader(library)
+    library.close()
+
+
+@pytest.fixture
+def worker(reader: FakeReader) -> Iterator[Worker]:
+    worker = Worker(reader, history_tokens=100)
+    yield worker
+    reader.step.release(100)
+    worker.close()
+
+
+def ended(worker: Worker, job_id: str) -> JobView:
+    view = worker.wait(job_id, 10)
+    assert view is not None and not view.active
+    return view
+
+
+def read_book(worker: Worker, reader: FakeReader) -> str:
+    reader.step.release(3)
+    view = ended(worker, worker.submit_ingest("book.txt"))
+    assert view.state == "done" and view.session_id == SESSION
+    return SESSION
+
+
+def until(condition: Any) -> None:
+    """Wait for another thread, at most ten seconds."""
+    ready = threading.Event()
+    for _ in range(1000):
+        if condition():
+            return
+        ready.wait(0.01)
+    raise AssertionError("it never came")
+
+
+def test_a_reading_reports_progress_and_its_session(worker: Worker, reader: FakeReader) -> None:
+    job_id = worker.submit_ingest("book.txt", password="open sesame")
+    reader.step.release()
+    until(lambda: worker.job(job_id).done == 1)
+    view = worker.job(job_id)
+    assert view is not None
+    assert (view.kind, view.state, view.total, view.session_id) == ("ingest", "running", 3, SESSION)
+    assert [v.id for v in worker.jobs(active=True)] == [job_id]
+    reader.step.release(2)
+    view = ended(worker, job_id)
+    assert view.state == "done" and view.result == {
+        "session_id": SESSION,
+        "reused": False,
+        "resumed_from": 0,
+    }
+    assert worker.jobs(active=True) == [] and worker.sessions()[0].state == "ready"
+    assert reader.passwords == ["open sesame"]
+
+
+def test_the_password_is_never_written_down(worker: Worker, reader: FakeReader) -> None:
+    reader.step.release(3)
+    ended(worker, worker.submit_ingest("book.txt", password="open sesame"))
+    worker.library.database.get().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    for file in worker.library.paths.root.rglob("*"):
+        if file.is_file():
+            assert b"open sesame" not in file.read_bytes()
+
+
+def test_the_question_is_stored_at_once_and_the_answer_grows(
+    worker: Worker, reader: FakeReader
+) -> None:
+    read_book(worker, reader)
+    job_id = worker.submit_question(SESSION, "Who ran?")
+    question, answer = worker.messages(SESSION)
+    assert (question.text, answer.state) == ("Who ran?", "pending")
+    reader.step.release(2)
+    until(lambda: worker.job(job_id).text == "The wolf ")
+    assert worker.job(job_id).state == "running"
+    reader.step.release()
+    view = ended(worker, job_id)
+    assert view.state == "done" and view.text == "The wolf ran."
+    assert view.result["citations"][0]["verified"] is True
+    stored = worker.messages(SESSION)[1]
+    assert (stored.id, stored.text, stored.state) == (view.result["answer_id"], view.text, "done")
+    assert stored.citations[0]["page"] == 1
+
+
+def test_only_answered_questions_are_history(worker: Worker, reader: FakeReader) -> None:
+    read_book(worker, reader)
+    reader.step.release(100)
+    for n in range(3):
+        ended(worker, worker.submit_question(SESSION, f"Question {n}?"))
+    assert reader.histories == [0, 1, 2]
+
+
+def test_a_stopped_answer_keeps_what_was_said(worker: Worker, reader: FakeReader) -> None:
+    read_book(worker, reader)
+    job_id = worker.submit_question(SESSION, "Who ran?")
+    reader.step.release()
+    until(lambda: worker.job(job_id).text == "The ")
+    worker.cancel(job_id)
+    reader.step.release()
+    view = ended(worker, job_id)
+    assert view.state == "cancelled" and view.text == "The wolf"
+    assert [m.state for m in worker.messages(SESSION)] == ["done", "stopped"]
+
+
+def test_a_waiting_job_is_cancelled_at_once(worker: Worker, reader: FakeReader) -> None:
+    first = worker.submit_ingest("a.txt")
+    second = worker.submit_ingest("b.txt")
+    worker.cancel(second)
+    assert worker.job(second).state == "cancelled"
+    reader.step.release(3)
+    assert ended(worker, first).state == "done"
+    assert len(reader.passwords) == 1
+
+
+def test_a_stopped_reading_is_cancelled_and_can_be_submitted_again(
+    worker: Worker, reader: FakeReader
+) -> None:
+    job_id = worker.submit_ingest("book.txt")
+    reader.step.release()
+    until(lambda: worker.job(job_id).done == 1)
+    worker.cancel(job_id)
+    reader.step.release()
+    view = ended(worker, job_id)
+    assert view.state == "cancelled" and "checkpoint" in view.message
+    reader.step.release(3)
+    assert ended(worker, worker.resubmit(job_id)).state == "done"
+
+
+def test_a_refusal_is_a_sentence_with_its_class(worker: Worker) -> None:
+    view = ended(worker, worker.submit_ingest("secret.pdf"))
+    assert view.state == "failed" and view.message == "It is protected. Give the password."
+    assert view.result == {"error": "PasswordRequired"}
+
+
+def test_a_fault_goes_to_the_log_and_the_worker_lives_on(
+    worker: Worker, reader: FakeReader, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader.fails = ZeroDivisionError("odd")
+    view = ended(worker, worker.submit_ingest("book.txt"))
+    assert view.state == "failed" and "log" in view.message
+    reader.fails = None
+    assert ended(worker, worker.submit_plan("book.txt")).result["n_tokens"] == 9
+
+
+def test_a_failed_answer_says_why(worker: Worker, reader: FakeReader) -> None:
+    read_book(worker, reader)
+    reader.fails = MemoryError()
+    reader.step.release()
+    assert ended(worker, worker.submit_question(SESSION, "Who?")).state == "failed"
+    answer = worker.messages(SESSION)[1]
+    assert answer.state == "failed" and "memory" in answer.details["problem"]
+
+
+def test_questions_need_a_session(worker: Worker) -> None:
+    with pytest.raises(NoSuchSession):
+        worker.submit_question("feedbeef", "Who?")
+
+
+def test_closing_leaves_interrupted_jobs_that_a_new_program_finds(
+    worker: Worker, reader: FakeReader
+) -> None:
+    running, waiting = worker.submit_ingest("a.txt"), worker.submit_ingest("b.txt")
+    reader.step.release()
+    until(lambda: worker.job(running).done == 1)
+    closer = threading.Thread(target=worker.close)
+    closer.start()
+    until(lambda: worker._closing)
+    reader.step.release()
+    closer.join(10)
+    library = Library(data_paths())
+    later = Worker(FakeReader(library))
+    assert {later.job(job).state for job in (running, waiting)} == {"interrupted"}
+    assert later.sessions()[0].state == "reading"
+    later.close()
+    library.close()
+
+
+def test_deleting_stops_what_runs_on_the_session(worker: Worker, reader: FakeReader) -> None:
+    read_book(worker, reader)
+    job_id = worker.submit_question(SESSION, "Who?")
+    until(lambda: worker.job(job_id).state == "running")
+    deleter = threading.Thread(target=worker.delete_session, args=(SESSION,))
+    deleter.start()
+    until(lambda: worker._live[job_id].stop.is_set())
+    reader.step.release()
+    deleter.join(10)
+    assert worker.sessions() == [] and worker.messages(SESSION) == []
+    assert not worker.job(job_id).active
