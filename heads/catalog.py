@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # The best of those below at equal entries: heads/LEADERBOARD.md.
 DEFAULT_SCORER = "keydiff"
-DEFAULT_ALLOCATION: Allocation = "uniform"
+DEFAULT_ALLOCATION: Allocation = "global"
 
 _SIMPLE: dict[str, Callable[[], Scorer]] = {
     "recency": RecencyScorer,
