@@ -1,0 +1,217 @@
+"""What a tab can do: every click changes the tab's place or hands a job to the worker.
+
+A seat belongs to one tab. Clicks and the timer reach it from several threads; its lock makes them
+take turns, so that what the timer saw before a click never overwrites what the click changed.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from app.desk import words
+from app.desk.advice import advice, job_advice
+from app.desk.picture import HOME, Picture, draw, place_on_load, question_job, reading_job
+from app.desk.port import DeskWorker
+from app.desk.uploads import Uploads
+from app.messages import FAULT, explain
+
+MAX_SEATS = 64
+_log = logging.getLogger("longread")
+
+
+class Seat:
+    """One tab: where it is, which password it was told, and what it shows already."""
+
+    def __init__(self, worker: DeskWorker, uploads: Uploads, css: str = "lr-chip") -> None:
+        self.worker = worker
+        self.uploads = uploads
+        self.css = css
+        self.place = HOME
+        self.note = ""
+        self.confirm = False
+        self.password: str | None = None
+        self.lock = threading.RLock()
+        self.shown: Picture | None = None
+
+    def look(self) -> Picture:
+        """The picture as things stand; follows a reading that has ended to its session."""
+        picture = draw(self.worker, self.place, note=self.note, confirm=self.confirm, css=self.css)
+        if picture.place != self.place:
+            # What was said on the way (cancelled, failed) stays until the next click.
+            self._leave(note=self._note_of_ended())
+            self.place = picture.place
+            picture = draw(
+                self.worker, self.place, note=self.note, confirm=self.confirm, css=self.css
+            )
+        return picture
+
+    def act(self, action: Callable[..., None], *given: Any) -> None:
+        """Run one click; a refusal becomes the note, a fault of ours is also logged."""
+        self.note = ""
+        try:
+            action(*given)
+        except Exception as error:  # noqa: BLE001 - the top of a click: reported, never swallowed
+            message = explain(error)
+            if message is None:
+                _log.error("a click at the desk failed", exc_info=error)
+                message = FAULT
+            self.note = advice(str(message), type(error).__name__)
+
+    # Clicks
+
+    def load(self, remembered: str) -> None:
+        """A tab opened or was reloaded."""
+        self.place = place_on_load(self.worker, remembered or "")
+
+    def drop(self, path: str | None) -> None:
+        """A file was dropped: count it and show the plan."""
+        if path:
+            self._leave()
+            self.place = f"plan:{self.worker.submit_plan(Path(path))}"
+
+    def unlock(self, password: str) -> None:
+        """Open the locked document of this place with a password."""
+        if not password:
+            self.note = "Type the document's password first."
+            return
+        self.password = password
+        path = self._path()
+        self.place = f"plan:{self.worker.submit_plan(path, password)}"
+
+    def replan(self, first: Any, last: Any) -> None:
+        """Count again for other pages."""
+        pages = self._pages(first, last)
+        if pages is not None:
+            path = self._path()
+            self.place = f"plan:{self.worker.submit_plan(path, self.password, pages)}"
+
+    def read(self, first: Any, last: Any) -> None:
+        """Begin to read the planned document."""
+        pages = self._pages(first, last)
+        if pages is not None:
+            job_id = self.worker.submit_ingest(self._path(), self.password, pages)
+            self.place = f"read:{job_id}"
+
+    def cancel(self) -> None:
+        """Stop the reading or opening of this place, and leave a place that only waits."""
+        kind, _, name = self.place.partition(":")
+        self.worker.cancel(name)
+        if kind == "plan":
+            self.home()
+
+    def show_reading(self) -> None:
+        """Go to the reading that runs."""
+        job = reading_job(self.worker.jobs(active=True))
+        if job is not None:
+            self._leave()
+            self.place = f"read:{job.id}"
+
+    def home(self) -> None:
+        """Back to the drop area."""
+        self._leave()
+        self.place = HOME
+
+    def open(self, session_id: str | None) -> None:
+        """Show a session of the list."""
+        if session_id:
+            self._leave()
+            self.place = f"session:{session_id}"
+
+    def resume(self) -> None:
+        """Read on where the open session's reading stopped."""
+        self.place = f"read:{self.worker.submit_reopen(self._session_id())}"
+
+    def ask(self, question: str) -> None:
+        """Hand a question to the worker, unless one is being answered."""
+        session_id = self._session_id()
+        if not question.strip():
+            return
+        if question_job(self.worker.jobs(active=True), session_id) is not None:
+            self.note = "One question at a time: wait for the answer, or stop it."
+            return
+        self.worker.submit_question(session_id, question.strip())
+
+    def stop(self) -> None:
+        """Stop the answer of the open session."""
+        job = question_job(self.worker.jobs(active=True), self._session_id())
+        if job is not None:
+            self.worker.cancel(job.id)
+
+    def ask_delete(self) -> None:
+        """Open the question before deleting."""
+        self.confirm = True
+
+    def keep(self) -> None:
+        """Close it again."""
+        self.confirm = False
+
+    def delete(self) -> None:
+        """Delete the open session."""
+        session_id = self._session_id()
+        self.home()
+        self.worker.delete_session(session_id)
+
+    # Inside
+
+    def _leave(self, note: str = "") -> None:
+        """Before the place changes: what belonged to it is dropped, a temporary file included."""
+        kind, _, name = self.place.partition(":")
+        job = self.worker.job(name) if kind in ("plan", "read") else None
+        if job is not None and not job.active:
+            self.uploads.discard(job.payload.get("path"))
+        self.confirm, self.password, self.note = False, None, note
+
+    def _note_of_ended(self) -> str:
+        kind, _, name = self.place.partition(":")
+        job = self.worker.job(name) if kind in ("plan", "read") else None
+        if self.note or job is None or job.state in ("done", "queued", "running"):
+            return self.note
+        return job_advice(job)
+
+    def _session_id(self) -> str:
+        kind, _, name = self.place.partition(":")
+        return name if kind == "session" else ""
+
+    def _path(self) -> Path:
+        job = self.worker.job(self.place.partition(":")[2])
+        return Path(str(job.payload["path"])) if job is not None else Path()
+
+    def _pages(self, first: Any, last: Any) -> tuple[int, int] | None:
+        """The typed range, or the note says what is wrong with it and None comes back."""
+        job = self.worker.job(self.place.partition(":")[2])
+        n_pages = int(job.result["n_pages"]) if job is not None else 1
+        try:
+            pages = words.page_range(first, last) or (1, n_pages)
+        except ValueError as error:
+            self.note = str(error)
+            return None
+        if pages[1] > n_pages:
+            self.note = f"The document ends at {n_pages}. Choose a last page up to there."
+            return None
+        return pages
+
+
+class Seats:
+    """The seats of all tabs by Gradio's session hash; the longest unused ones go."""
+
+    def __init__(self, make: Callable[[], Seat]) -> None:
+        self._make = make
+        self._seats: OrderedDict[str, Seat] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, session_hash: str | None) -> Seat:
+        """The seat of a tab, made when it first comes."""
+        key = session_hash or ""
+        with self._lock:
+            seat = self._seats.get(key)
+            if seat is None:
+                seat = self._seats[key] = self._make()
+            self._seats.move_to_end(key)
+            while len(self._seats) > MAX_SEATS:
+                self._seats.popitem(last=False)
+            return seat
