@@ -134,7 +134,8 @@ def check_length(plan: Plan) -> None:
     first, last = plan.fitting_pages
     raise DocumentTooLong(
         cause,
-        f"Pages {first}-{last} of {plan.n_pages} fit: add --pages {first}-{last}.",
+        f"{plan.page_kind.capitalize()}s {first}-{last} of {plan.n_pages} fit: "
+        f"add --pages {first}-{last}.",
         plan.fitting_pages,
     )
 
