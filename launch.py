@@ -3,448 +3,318 @@
 
 Standard library only. On a fresh machine it makes `.venv` beside itself, installs
 requirements.txt into it, and runs itself again there. A start with a finished `.venv` touches
-no network. `python launch.py --repair` builds the environment anew.
+no network.
 """
 
+from __future__ import annotations
+
 import contextlib
+import errno
 import hashlib
 import json
 import os
-import platform
-import re
 import shutil
 import subprocess
 import sys
-import time
+import traceback
 
-ROOT = os.path.dirname(os.path.abspath(__file__))
-VENV = os.path.join(ROOT, ".venv")
-STAMP = os.path.join(VENV, "longread.json")
-REQUIREMENTS = os.path.join(ROOT, "requirements.txt")
-TEST_REQUIREMENTS = os.path.join(ROOT, "tests", "requirements.txt")
+ROOT = os.path.dirname(os.path.realpath(__file__))
 MINIMUM = (3, 11)
-UV = "uv==0.13.9"  # picks the CUDA build; needed on machines with a card only
-FREE_BYTES_NEEDED = 4 * 1024**3
+FREE_BYTES_NEEDED = 4 * 10**9
+FREE_BYTES_NEEDED_CUDA = 10 * 10**9
 WINDOWS = os.name == "nt"
+WINDOWS_ROOT_CHARS = 90  # the longest path inside the environment needs the rest of the 260
+HELP = """\
+usage: python launch.py [COMMAND] [ARGUMENTS]
+
+Sets up once what Longread needs beside this file, then runs the command. Of its own it has
+
+  test [PYTEST ARGUMENTS]  install the development requirements, run every check
+  --repair [COMMAND]       build the environment anew, then run the command (doctor)
+"""
 
 
-class SetupFailed(Exception):
-    """The environment could not be made; the text is for the user, `code` for the shell."""
-
-    def __init__(self, message, code=1):
-        super().__init__(message)
-        self.code = code
+def hold_window_open() -> None:
+    """A double-clicked window must not vanish with its message; a shell's prompt stays anyway."""
+    if WINDOWS and "PROMPT" not in os.environ and sys.stdin and sys.stdin.isatty():
+        input("Press Enter to close this window.")
 
 
-def say(text):
-    """One line to the user, never mixed into a command's own output."""
-    print(text, file=sys.stderr, flush=True)
+def refuse() -> str:
+    """Why nothing can be started from here, or "". Runs on old Pythons: they must parse this."""
+    if sys.version_info < MINIMUM:
+        version = sys.version.split()[0]
+        return "Longread needs Python 3.11 or newer; this is %s. Get it from python.org." % version
+    if not os.path.exists(os.path.join(ROOT, "requirements.txt")):
+        return (
+            "The rest of Longread is not beside launch.py in %s. If this is inside an archive, "
+            "unpack all of it first." % ROOT
+        )
+    return ""
 
 
-def venv_python(venv=VENV):
-    """The interpreter inside the environment."""
-    return os.path.join(venv, *(("Scripts", "python.exe") if WINDOWS else ("bin", "python")))
+if __name__ == "__main__" and refuse():
+    sys.stderr.write(refuse() + "\n")
+    hold_window_open()
+    sys.exit(1)
+
+sys.path.insert(0, ROOT)
+from app.setup.cuda import cuda_self_test, find_gpus, install_torch
+from app.setup.installer import Installer, SetupFailed, clean_environment, say
+from app.setup.lock import lock
 
 
-def clean_environment(env=None):
-    """The environment variables our own processes get: nothing of other Pythons leaks in."""
-    env = dict(os.environ if env is None else env)
-    for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"):
-        env.pop(name, None)
-    env.update(PYTHONNOUSERSITE="1", PYTHONUTF8="1")
-    hosts = [h for h in env.get("NO_PROXY", env.get("no_proxy", "")).split(",") if h]
-    for host in ("localhost", "127.0.0.1", "::1"):
-        if host not in hosts:
-            hosts.append(host)
-    env["NO_PROXY"] = env["no_proxy"] = ",".join(hosts)
-    return env
+class Place:
+    """The folder that launch.py stands in, and what the launcher keeps there."""
+
+    def __init__(self, root: str = ROOT) -> None:
+        self.root = root
+        self.requirements = os.path.join(root, "requirements.txt")
+        self.test_requirements = os.path.join(root, "tests", "requirements.txt")
+        self.venv = os.path.join(root, ".venv")
+        self.python = os.path.join(
+            self.venv, *(("Scripts", "python.exe") if WINDOWS else ("bin", "python"))
+        )
+        self.stamp = os.path.join(self.venv, "longread.json")
+        self.lock = os.path.join(root, ".venv.lock")
+        self.log = os.path.join(root, ".venv.log")
 
 
-def file_digest(path):
-    """SHA-256 of a file, or of nothing if it is not there."""
+def file_digest(path: str) -> str:
+    """SHA-256 of a file, or "" if it is not there."""
     if not os.path.exists(path):
         return ""
     with open(path, "rb") as file:
         return hashlib.sha256(file.read()).hexdigest()
 
 
-def read_stamp(path=STAMP):
-    """What the last finished installation left, or {} if none finished."""
+def read_stamp(place: Place) -> dict[str, str]:
+    """What the last installation left, or {} if none came so far."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(place.stamp, encoding="utf-8") as file:
             stamp = json.load(file)
     except (OSError, ValueError):
         return {}
     return stamp if isinstance(stamp, dict) else {}
 
 
-def write_stamp(stamp, path=STAMP):
+def write_stamp(place: Place, stamp: dict[str, str]) -> None:
     """Written beside its place, flushed and renamed, so that it is whole or absent."""
-    temporary = path + ".tmp"
+    temporary = place.stamp + ".tmp"
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(stamp, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    os.replace(temporary, place.stamp)
 
 
-def needs(stamp, root=ROOT, requirements=REQUIREMENTS, python=None):
-    """What must be done: "nothing", "install" (finish or update) or "rebuild" (moved or broken)."""
-    python = python or venv_python(os.path.join(root, ".venv"))
-    if not os.path.exists(python):
+def needs(place: Place) -> str:
+    """What must be done: "nothing", "install" (finish or update) or "rebuild".
+
+    `state` in the stamp is "installing" while an installer runs, so finding it means that one was
+    killed: files may be half written, and only a new environment is sure. After an orderly failure
+    it is "failed": what is installed is whole, and the rest can follow.
+    """
+    stamp = read_stamp(place)
+    if not os.path.exists(place.python) or stamp.get("state") not in ("complete", "failed"):
         return "rebuild"
-    if stamp and stamp.get("root") != root:
-        return "rebuild"
-    if stamp.get("requirements") != file_digest(requirements):
+    if stamp.get("root") != place.root:
+        return "rebuild"  # the folder was moved
+    if stamp.get("interpreter") != os.path.realpath(place.python):
+        return "rebuild"  # the system's Python is another one now
+    if stamp["state"] == "failed" or stamp.get("requirements") != file_digest(place.requirements):
         return "install"
     return "nothing"
 
 
-def inside():
-    """True in the process that runs on the environment's own interpreter."""
-    return os.path.realpath(sys.prefix) == os.path.realpath(VENV)
-
-
-@contextlib.contextmanager
-def lock(path):
-    """Hold a file lock; a second launcher waits. The system frees it if the holder is killed."""
-    with open(path, "a+b") as file:
-        waited = False
-        while not try_lock(file):
-            if not waited:
-                say("Another start is setting up Longread; waiting for it ...")
-            waited = True
-            time.sleep(0.5)
-        yield waited
-
-
-def try_lock(file):
-    """Take an exclusive lock on an open file without waiting; False if somebody holds it."""
-    try:
-        if WINDOWS:
-            import msvcrt
-
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-class Progress:
-    """One line that says what pip is doing: phase, packages so far, seconds."""
-
-    def __init__(self, title):
-        self.title, self.started, self.count = title, time.time(), 0
-        self.live = sys.stderr.isatty()
-        self.shown = 0.0
-
-    def line(self, text):
-        """Take one line of pip's output."""
-        found = re.match(r"\s*(Collecting|Downloading|Installing|Building|Using cached) (.*)", text)
-        if not found:
-            return
-        word, rest = found.groups()
-        self.count += word == "Collecting"
-        if word == "Installing":
-            rest = "%d packages" % (rest.count(",") + 1)
-        self.show("%s %s" % (word.lower(), rest.strip()[:60]))
-
-    def show(self, text):
-        """Repaint on a terminal; elsewhere print at most one line in five seconds."""
-        now = time.time()
-        line = "%s: %d packages, %s (%d s)" % (self.title, self.count, text, now - self.started)
-        if self.live:
-            sys.stderr.write("\r\033[K" + line[: shutil.get_terminal_size().columns - 1])
-            sys.stderr.flush()
-        elif now - self.shown > 5:
-            say(line)
-            self.shown = now
-
-    def done(self):
-        """End the line."""
-        if self.live:
-            sys.stderr.write("\r\033[K")
-        say("%s: done in %d s" % (self.title, time.time() - self.started))
-
-
-def run_logged(command, title, log):
-    """Run an installer with a progress line, everything it prints in the log; returns its code."""
-    progress = Progress(title)
-    with open(log, "a", encoding="utf-8") as file:
-        file.write("\n$ %s\n" % " ".join(command))
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=clean_environment(),
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-        )
-        for line in process.stdout:
-            file.write(line)
-            progress.line(line)
-        code = process.wait()
-    if code == 0:
-        progress.done()
-    return code
-
-
-def find_gpus(run=subprocess.run):
-    """Names of NVIDIA cards as the driver's own tool lists them; [] without card or driver."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    query = [tool, "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
-    try:
-        result = run(query, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    if result.returncode != 0:
-        return []
-    return [line.strip() for line in result.stdout.splitlines() if line.strip()]
-
-
-def pinned(name, requirements=REQUIREMENTS):
-    """The line `name==version` of requirements.txt, without comment and marker."""
+def pinned(name: str, requirements: str) -> str:
+    """The pin `name==version` of a requirements file, without its marker."""
     with open(requirements, encoding="utf-8") as file:
         for line in file:
             if line.startswith(name + "=="):
                 return line.split("#")[0].split(";")[0].strip()
-    raise SetupFailed("requirements.txt does not pin %s." % name)
+    raise SetupFailed(f"{requirements} does not pin {name}.")
 
 
-def install_torch(python, log, gpus, run=run_logged):
-    """Install torch: a CUDA build where a card was found, else what pip finds. Returns a note."""
-    torch = pinned("torch")
-    if gpus:
-        say("NVIDIA card found (%s): installing a CUDA build of torch." % gpus[0])
-        pip = [python, "-m", "pip", "install", UV]
-        uv = [python, "-m", "uv", "pip", "install", "--python", python, torch]
-        if (
-            run(pip, "Preparing", log) == 0
-            and run([*uv, "--torch-backend=auto"], "torch for CUDA", log) == 0
-        ):
-            return "cuda through uv"
-        say("The CUDA build could not be chosen automatically; taking what pip finds instead.")
-    if run([python, "-m", "pip", "install", torch], "torch", log) != 0:
-        raise SetupFailed("torch could not be installed. The log is %s" % log)
-    return "pip"
+def warn_of_place(root: str, windows: bool = WINDOWS) -> None:
+    """Say where an environment works badly."""
+    if "onedrive" in root.lower():
+        say("This folder is synchronised by OneDrive: several GB of packages would be uploaded.")
+    if windows and len(root) > WINDOWS_ROOT_CHARS:
+        say("This folder's path is long; if installing fails, move it nearer to the drive's root.")
 
 
-SELF_TEST = """
-import json, torch
-note = {"torch": torch.__version__, "cuda": torch.version.cuda, "works": False, "why": ""}
-if not torch.cuda.is_available():
-    note["why"] = "torch %s sees no usable card" % torch.__version__
-else:
-    major, minor = torch.cuda.get_device_capability()
-    if "sm_%d%d" % (major, minor) not in torch.cuda.get_arch_list():
-        note["why"] = "this torch was not built for cards of type sm_%d%d" % (major, minor)
-    else:
-        x = torch.ones(64, 64, device="cuda")
-        note["works"] = float((x @ x).sum()) == 64.0**3
-print(json.dumps(note))
-"""
-
-
-def cuda_self_test(python, run=subprocess.run):
-    """(works, one sentence) of a matrix product on the card with the installed torch."""
-    result = run([python, "-c", SELF_TEST], capture_output=True, text=True, env=clean_environment())
-    try:
-        note = json.loads(result.stdout.strip().splitlines()[-1])
-    except (ValueError, IndexError):
-        return False, "torch does not start: %s" % result.stderr.strip()[-200:]
-    if note["works"]:
-        return True, "CUDA works (torch %s)." % note["torch"]
-    return False, "CUDA does not work: %s. Longread will run on the CPU." % note["why"]
-
-
-def check_disk(needed=FREE_BYTES_NEEDED):
+def check_disk(root: str, needed: int) -> None:
     """Refuse before downloading what the disk cannot hold."""
-    free = shutil.disk_usage(ROOT).free
+    free = shutil.disk_usage(root).free
     if free < needed:
         raise SetupFailed(
-            "Setting up needs %.0f GB of free disk and %.1f GB are free. Free some and start again."
-            % (needed / 1e9, free / 1e9),
+            f"Setting up needs {needed / 1e9:.0f} GB of free disk, and {free / 1e9:.1f} GB are "
+            f"free in {root}. Free some and start again.",
             code=5,
         )
 
 
-def build_venv():
-    """Make `.venv` from scratch."""
-    shutil.rmtree(VENV, ignore_errors=True)
-    say("Making the environment in %s" % VENV)
-    result = subprocess.run(
-        [sys.executable, "-m", "venv", VENV],
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-    )
-    if result.returncode != 0:
-        raise SetupFailed(
-            "Python could not make a virtual environment (%s). On Debian and Ubuntu: "
-            "sudo apt install python3-venv" % (result.stdout + result.stderr).strip()[-300:]
-        )
+def remove_venv(place: Place) -> None:
+    """Remove `.venv`, its stamp first, so that what is left of it is never taken for whole."""
+    with contextlib.suppress(FileNotFoundError):  # there may be none
+        os.remove(place.stamp)
+    shutil.rmtree(place.venv, ignore_errors=True)
+    if os.path.exists(place.python):
+        raise SetupFailed(f"{place.venv} is in use: close Longread, then start again.")
 
 
-def ensure_environment():
+def ensure_environment(place: Place, installer: Installer) -> None:
     """Make `.venv` complete: build, finish, update or leave it, one launcher at a time."""
-    if needs(read_stamp()) == "nothing":
+    if needs(place) == "nothing":
         return
-    with lock(os.path.join(ROOT, ".venv.lock")):
-        stamp = read_stamp()
-        work = needs(stamp)
+    with lock(place.lock):
+        work = needs(place)
         if work == "nothing":
             return
-        check_disk()
+        warn_of_place(place.root)
+        gpus = find_gpus()
+        check_disk(place.root, FREE_BYTES_NEEDED_CUDA if gpus else FREE_BYTES_NEEDED)
+        stamp = read_stamp(place)
+        installer.begin(f"{sys.version} on {sys.platform}: {work} {stamp}")
+        if stamp.get("state") == "installing":
+            say("The last installation was cut off; doing it again.")
         if work == "rebuild":
-            build_venv()
-        elif not stamp:
-            say("The last installation did not finish; finishing it.")
-        install_requirements()
+            build_venv(place, installer)
+        install_requirements(place, installer, gpus)
 
 
-def install_requirements():
-    """Install torch, then requirements.txt, prove the card if there is one, leave the stamp."""
-    python, log = venv_python(), os.path.join(VENV, "install.log")
-    with contextlib.suppress(FileNotFoundError):  # a stamp must never outlive its installation
-        os.remove(STAMP)
-    gpus = find_gpus()
-    how = install_torch(python, log, gpus)
-    code = run_logged(
-        [python, "-m", "pip", "install", "-r", REQUIREMENTS], "Installing Longread", log
-    )
-    if code != 0:
+def build_venv(place: Place, installer: Installer) -> None:
+    """Make an empty `.venv` in the place of what is there."""
+    remove_venv(place)
+    say(f"Setting up Longread in {place.venv}; this happens once and takes some minutes.")
+    command = [sys.executable, "-m", "venv", place.venv]
+    if installer.run(command, "Making the environment") != 0:
         raise SetupFailed(
-            "The packages could not be installed (no network, or a full disk?). The log is %s\n"
-            "Start again to go on where it stopped." % log
+            "Python could not make a virtual environment (on Debian and Ubuntu it needs "
+            f"`sudo apt install python3-venv`). The log: {place.log}"
         )
-    note = "no NVIDIA card"
+
+
+def install_requirements(place: Place, installer: Installer, gpus: list[str]) -> None:
+    """Install torch, then requirements.txt, prove the card if there is one, leave the stamp."""
+    stamp = {
+        "state": "installing",
+        "root": place.root,
+        "interpreter": os.path.realpath(place.python),
+    }
+    write_stamp(place, stamp)
+    try:
+        torch = pinned("torch", place.requirements)
+        stamp["torch"] = install_torch(place.python, torch, gpus, installer)
+        command = [place.python, "-m", "pip", "install", "-r", place.requirements]
+        if installer.run(command, "Installing Longread's packages") != 0:
+            raise installer.failure("Longread's packages")
+    except SetupFailed:
+        write_stamp(place, {**stamp, "state": "failed"})
+        raise
+    stamp["cuda"] = "no NVIDIA card"
     if gpus:
-        _, note = cuda_self_test(python)
-        say(note)
-    write_stamp(
-        {"root": ROOT, "requirements": file_digest(REQUIREMENTS), "torch": how, "cuda": note}
-    )
+        _, stamp["cuda"] = cuda_self_test(place.python)
+        say(stamp["cuda"])
+    stamp.update(state="complete", requirements=file_digest(place.requirements))
+    write_stamp(place, stamp)
 
 
-def ensure_test_environment():
-    """Install the development requirements once, and Chromium where the system allows it."""
-    stamp = read_stamp()
-    wanted = file_digest(TEST_REQUIREMENTS)
-    if stamp.get("tests") != wanted:
-        python, log = venv_python(), os.path.join(VENV, "install.log")
-        command = [python, "-m", "pip", "install", "-r", TEST_REQUIREMENTS]
-        if run_logged(command, "Installing the test tools", log) != 0:
-            raise SetupFailed("The test tools could not be installed. The log is %s" % log)
-        write_stamp(dict(read_stamp(), tests=wanted))
-    ensure_chromium()
-
-
-def find_chromium():
-    """A browser the desk's tests can drive, or None."""
-    for name in ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge"):
-        found = shutil.which(name)
-        if found:
-            return found
-    return None
-
-
-def ensure_chromium():
-    """Install Chromium from the distribution where that needs no question; else say so."""
-    if find_chromium():
+def ensure_test_tools(place: Place, installer: Installer) -> None:
+    """Install tests/requirements.txt once into the finished environment."""
+    wanted = file_digest(place.test_requirements)
+    if read_stamp(place).get("tests") == wanted:
         return
-    apt = shutil.which("apt-get")
-    if apt and hasattr(os, "geteuid") and os.geteuid() == 0:
-        say("Installing Chromium for the desk's tests ...")
-        env = dict(clean_environment(), DEBIAN_FRONTEND="noninteractive")
-        for command in (["update", "-qq"], ["install", "-y", "-qq", "chromium"]):
-            subprocess.run([apt, *command], env=env, stdout=subprocess.DEVNULL, check=False)
-    if not find_chromium():
-        say("No Chromium here: the desk's browser tests will be skipped. Install it to run them.")
+    with lock(place.lock):
+        stamp = read_stamp(place)
+        if stamp.get("tests") == wanted:
+            return
+        command = [place.python, "-m", "pip", "install", "-r", place.test_requirements]
+        if stamp.get("tests") == "installing":  # cut off: what looks whole may be half written
+            command.append("--force-reinstall")
+        write_stamp(place, {**stamp, "tests": "installing"})
+        if installer.run(command, "Installing the test tools") != 0:
+            raise installer.failure("The test tools")
+        write_stamp(place, {**stamp, "tests": wanted})
 
 
-def run_tests(arguments):
-    """Lint, format, types, then the suite: one command runs every check. Returns the exit code."""
-    ensure_test_environment()
-    python = venv_python()
-    checks = [
-        ("ruff check", [python, "-m", "ruff", "check", "."]),
-        ("ruff format", [python, "-m", "ruff", "format", "--check", "."]),
-        ("mypy", [python, "-m", "mypy"]),
-        ("pytest", [python, "-m", "pytest", *arguments]),
-    ]
-    if arguments:  # somebody runs chosen tests: the checks of the whole tree can wait
-        checks = checks[-1:]
-    failed = []
-    for name, command in checks:
-        say("== %s" % name)
-        if subprocess.call(command, cwd=ROOT, env=clean_environment()) != 0:
-            failed.append(name)
-    say("All checks passed." if not failed else "Failed: %s" % ", ".join(failed))
-    return 1 if failed else 0
+def inside(place: Place) -> bool:
+    """True in the process that runs on the environment's own interpreter."""
+    return os.path.realpath(sys.prefix) == os.path.realpath(place.venv)
 
 
-def run_inside(arguments):
-    """In the environment's interpreter: hand over to the application."""
-    sys.path.insert(0, ROOT)
+def run_here(arguments: list[str]) -> int:
+    """Hand over to the application, in this process."""
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(HELP)
     from app.cli import main as command
 
     return command(arguments)
 
 
-def start(arguments):
-    """Run this file again on the environment's interpreter. Returns only on Windows."""
-    command = [venv_python(), "-s", os.path.join(ROOT, "launch.py"), *arguments]
+def run_again(python: str, arguments: list[str]) -> int:
+    """Run this file on another interpreter. Returns only on Windows."""
+    command = [python, "-s", os.path.join(ROOT, "launch.py"), *arguments]
     env = clean_environment()
-    if WINDOWS:
-        return subprocess.call(command, env=env)
     sys.stdout.flush()
     sys.stderr.flush()
-    return os.execve(command[0], command, env)
+    if not WINDOWS:
+        os.execve(command[0], command, env)
+    with subprocess.Popen(command, env=env) as process:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:  # the command got it too, and decides how to end
+                continue
 
 
-def hold_window_open():
-    """A double-clicked window must not vanish with its message."""
-    if WINDOWS and "PROMPT" not in os.environ and sys.stdin and sys.stdin.isatty():
-        input("Press Enter to close this window.")
-
-
-def main(arguments):
+def main(arguments: list[str]) -> int:
     """Set up what is missing, then run the command. Returns the exit code."""
-    if sys.version_info < MINIMUM:
-        say(
-            "Longread needs Python %d.%d or newer; this is Python %s. Get it from python.org."
-            % (*MINIMUM, platform.python_version())
-        )
-        return 1
-    if inside():
-        return run_inside(arguments)
+    place = Place()
+    own = arguments[:1] in (["test"], ["--repair"])
+    wants_help = not {"-h", "--help"}.isdisjoint(arguments)
+    if wants_help and own:
+        print(HELP)
+        return 0
+    ready = needs(place) == "nothing"
+    if (inside(place) and ready and not own) or (wants_help and not ready):
+        return run_here(arguments)  # to describe the commands needs nothing installed
+    if inside(place):  # the environment cannot set itself up
+        return run_again(getattr(sys, "_base_executable", ""), arguments)
+    installer = Installer(place.log)
     if arguments[:1] == ["--repair"]:
         arguments = arguments[1:] or ["doctor"]
-        with lock(os.path.join(ROOT, ".venv.lock")):
-            shutil.rmtree(VENV, ignore_errors=True)
-    ensure_environment()
+        with lock(place.lock):
+            remove_venv(place)
+    ensure_environment(place, installer)
     if arguments[:1] == ["test"]:
-        return run_tests(arguments[1:])
-    return start(arguments)
+        ensure_test_tools(place, installer)
+        checks = os.path.join(place.root, "tests", "checks.py")
+        return subprocess.call([place.python, checks, *arguments[1:]], env=clean_environment())
+    return run_again(place.python, arguments)
+
+
+def guarded(arguments: list[str]) -> int:
+    """`main`, with every failure told: in a sentence, or with its traceback if it is ours."""
+    try:
+        return main(arguments)
+    except SetupFailed as failed:
+        say(str(failed))
+        return failed.code
+    except KeyboardInterrupt:
+        say("Interrupted. Start again to go on.")
+        return 130
+    except OSError as error:
+        say(f"Longread could not be started: {error}. The log, if any: {Place().log}")
+        return 5 if error.errno == errno.ENOSPC else 1
+    except Exception:  # noqa: BLE001 - the top of the program: shown, and the window kept open
+        traceback.print_exc()
+        return 1
 
 
 if __name__ == "__main__":
-    try:
-        exit_code = main(sys.argv[1:])
-    except SetupFailed as failure:
-        say(str(failure))
-        exit_code = failure.code
-    except KeyboardInterrupt:
-        say("Interrupted. Start again to go on.")
-        exit_code = 130
-    if exit_code and not inside():
+    exit_code = guarded(sys.argv[1:])
+    if exit_code and not inside(Place()):
         hold_window_open()
     sys.exit(exit_code)

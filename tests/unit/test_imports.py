@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,11 +45,14 @@ def test_ingest_needs_no_torch() -> None:
         assert not heavy, f"{path.relative_to(ROOT)} imports {sorted(heavy)}"
 
 
-def test_launch_uses_the_standard_library_alone() -> None:
-    import sys
-
-    roots = imported_roots((ROOT / "launch.py").read_text(encoding="utf-8"))
-    assert roots - set(sys.stdlib_module_names) == {"app"}
+def test_launch_and_its_setup_use_the_standard_library_alone() -> None:
+    """They run before anything is installed; `app` stands for app.setup and the command line."""
+    for path in (ROOT / "launch.py", *(ROOT / "app" / "setup").glob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        assert imported_roots(source) - set(sys.stdlib_module_names) <= {"app"}, path
+        if path.name != "launch.py":
+            names = {n.module for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom)}
+            assert all((n or "").startswith("app.setup") for n in names if "app" in (n or ""))
 
 
 def test_the_walk_sees_imports_inside_functions() -> None:

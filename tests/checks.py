@@ -1,0 +1,75 @@
+"""Every check in one run: lint, format, types, tests. Started by `python launch.py test`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
+WHOLE_TREE = (
+    ("ruff check", ("ruff", "check", ".")),
+    ("ruff format", ("ruff", "format", "--check", ".")),
+    ("mypy", ("mypy",)),
+)
+
+
+def say(text: str) -> None:
+    """One line about what the checks are at."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def find_chromium() -> str | None:
+    """A browser that the desk's tests can drive, or None."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+def ensure_chromium() -> None:
+    """Install Chromium from the distribution where that needs no question; else say so."""
+    if find_chromium():
+        return
+    apt = shutil.which("apt-get")
+    if apt and sys.platform == "linux" and os.geteuid() == 0:
+        say("Installing Chromium for the desk's tests ...")
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        for arguments in (["update"], ["install", "-y", "chromium"]):
+            done = subprocess.run(
+                [apt, "-qq", *arguments],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.returncode != 0:
+                say(f"apt-get {arguments[0]} failed: {done.stderr.strip()[-300:]}")
+    if not find_chromium():
+        say("The desk's browser tests will be skipped: no Chromium was found. Install it for them.")
+
+
+def main(arguments: list[str]) -> int:
+    """Run the checks; `arguments` go to pytest. Returns pytest's exit code, or 1 if another failed.
+
+    Somebody who names tests runs them alone; that the other checks are left out is said.
+    """
+    ensure_chromium()
+    failed = []
+    if arguments:
+        say("Chosen tests only: lint, format and types are not checked.")
+    for name, command in () if arguments else WHOLE_TREE:
+        say(f"== {name}")
+        if subprocess.call([sys.executable, "-m", *command], cwd=ROOT) != 0:
+            failed.append(name)
+    say("== pytest")
+    code = subprocess.call([sys.executable, "-m", "pytest", *arguments], cwd=ROOT)
+    if code != 0:
+        failed.append("pytest")
+    say(f"Failed: {', '.join(failed)}." if failed else "All checks passed.")
+    return code or int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
