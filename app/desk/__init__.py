@@ -1,1 +1,1 @@
-"""The desk: one page in the browser. It does not know models, caches or parsers; it watches the worker."""
+"""The desk: one page in the browser. Knows no model, cache or parser; watches the worker."""

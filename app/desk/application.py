@@ -24,20 +24,25 @@ MANIFEST = {
     "theme_color": "#fbfaf7",
     "icons": [],
 }
+# Gradio's own words in the drop area, by its keys.
+UPLOAD_WORDS = {
+    "upload_text.drop_file": "Drop it here",
+    "upload_text.click_to_upload": "Choose a file",
+}
 _NO_DOCS = {"docs_url": None, "redoc_url": None, "openapi_url": None}
 
 
 def version() -> str:
-    """The program's version: the newest heading of the change log, `development` without one."""
+    """The program's version: the newest heading of the change log, `(development)` without one."""
     try:
         text = (PROGRAM_FOLDER / "CHANGELOG.md").read_text(encoding="utf-8")
     except OSError:
-        return "development"
+        return "(development)"
     for line in text.splitlines():
         words = line.strip("#[] ").replace("]", " ").split()
         if line.startswith("## ") and words and words[0][:1].isdigit():
             return words[0]
-    return "development"
+    return "(development)"
 
 
 def build_application(
@@ -74,6 +79,7 @@ def build_application(
         enable_monitoring=False,
         mcp_server=False,
         pwa=False,
+        i18n=gr.I18n(en=UPLOAD_WORDS),
         theme=page_theme(),
         css=page_style(chip_class),
         head=page_head(),

@@ -30,7 +30,7 @@ def notice(text: str, kind: str = "error") -> str:
 def plan_card(plan: dict[str, Any]) -> str:
     """What reading will cost, before it begins; warnings below."""
     kind = plan["page_kind"]
-    pages = count(plan["n_pages"], kind)
+    pages = f"{plan['n_pages']:,}"
     if (plan["first_page"], plan["last_page"]) != (1, plan["n_pages"]):
         pages = f"{plan['first_page']}\u2013{plan['last_page']} of {plan['n_pages']:,}"
     seconds = plan["seconds"]
@@ -149,6 +149,6 @@ def footer(version: str) -> str:
     """Version, licence and where the source is; a link to our own page only."""
     return (
         '<footer class="lr-footer"><span>Everything stays on this machine.</span>'
-        f"<span>Longread {html.escape(version)} \u00b7 free software, GNU AGPL 3 or later \u00b7 "
+        f"<span>Longread {html.escape(version)} \u00b7 free software, GNU AGPL 3 or later, "
         '<a href="/source" target="_blank" rel="noopener">Source</a></span></footer>'
     )

@@ -36,7 +36,8 @@ def harmless(text: str) -> str:
 
 
 def _escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("](", "]\\(")
+    # A square bracket that closes is what begins a link's hidden address, in all its forms.
+    return re.sub(r"(?<!\\)\](?=[(\[:])", "&#93;", text.replace("&", "&amp;").replace("<", "&lt;"))
 
 
 def chips(citations: Sequence[dict[str, Any]], page_kind: str, css: str) -> str:

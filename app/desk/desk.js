@@ -28,3 +28,9 @@ document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape") return;
   document.querySelector("#stop")?.click();
 });
+// Gradio labels each message with its raw Markdown, which a screen reader would read as well.
+new MutationObserver(() => {
+  for (const message of document.querySelectorAll("#messages [data-testid][aria-label]")) {
+    message.removeAttribute("aria-label");
+  }
+}).observe(document.documentElement, { childList: true, subtree: true });

@@ -32,7 +32,7 @@ class DeskLock:
     def take(self) -> bool:
         """Take the lock; False if another process (or another desk of this one) holds it."""
         self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        file = open(self.data_dir / LOCK_FILE, "a+b")
+        file = (self.data_dir / LOCK_FILE).open("a+b")
         try:
             _lock(file)
         except OSError:
@@ -105,7 +105,7 @@ def answers(url: str) -> bool:
 
 def _is_locked(data_dir: Path) -> bool:
     try:
-        file = open(data_dir / LOCK_FILE, "r+b")
+        file = (data_dir / LOCK_FILE).open("r+b")
     except FileNotFoundError:
         return False
     with file:

@@ -11,7 +11,7 @@ A place is a short text that survives a reload (the browser keeps it for the tab
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from app.desk import cards
@@ -62,23 +62,23 @@ def draw(
     if kind == "read":
         kind, name, note = _ended_reading(worker, name, note)
         place = f"{kind}:{name}" if kind else HOME
-    common = {
-        "place": place,
-        "sessions": tuple((session_line(record), record.id) for record in sessions),
-        "strip": _strip(worker, active, place),
-        "notice": cards.notice(note),
-        "busy": bool(active),
-    }
+    base = Picture(
+        place=place,
+        sessions=tuple((session_line(record), record.id) for record in sessions),
+        strip=_strip(worker, active, place),
+        notice=cards.notice(note),
+        busy=bool(active),
+    )
     if kind == "session":
         record = next((record for record in sessions if record.id == name), None)
         if record is not None:
-            return _chat(worker, record, active, common, confirm, css)
-        common["notice"] = cards.notice(note or "That session is no longer in the library.")
-    elif kind in ("plan", "read"):
-        job = worker.job(name)
-        if job is not None:
-            return _document(worker, job, common, note)
-    return Picture(**{**common, "place": HOME})
+            return replace(_chat(worker, record, active, base, css), confirm=confirm)
+        gone = cards.notice(note or "That session is no longer in the library.")
+        return replace(base, place=HOME, notice=gone)
+    job = worker.job(name) if kind in ("plan", "read") else None
+    if job is None:
+        return replace(base, place=HOME)
+    return _document(worker, job, base)
 
 
 def _ended_reading(worker: DeskWorker, job_id: str, note: str) -> tuple[str, str, str]:
@@ -97,76 +97,76 @@ def _ended_reading(worker: DeskWorker, job_id: str, note: str) -> tuple[str, str
     return "", "", note
 
 
-def _document(worker: DeskWorker, job: JobView, common: dict, note: str) -> Picture:  # type: ignore[type-arg]
+def _document(worker: DeskWorker, job: JobView, base: Picture) -> Picture:
     """Opening, plan, password or reading, whichever the job has come to."""
     title = job_title(worker, job)
     if job.active:
         mode = "reading" if job.kind == "ingest" else "opening"
-        return Picture(**common, mode=mode, card=cards.progress_card(job, title))
+        return replace(base, mode=mode, card=cards.progress_card(job, title))
     if job.kind == "plan" and job.state == "done":
         plan = job.result
-        problems = cards.plan_problems(plan)
         fitting = plan["fitting_pages"] if plan["n_tokens"] > plan["limit_tokens"] else None
         chosen = fitting or (plan["first_page"], plan["last_page"])
-        return Picture(
-            **common,
+        return replace(
+            base,
             mode="plan",
             card=cards.plan_card(plan),
-            can_read=not problems,
+            can_read=not cards.plan_problems(plan),
             read_label="Open" if plan["already_read"] else "Read",
             pages=(int(chosen[0]), int(chosen[1])),
             page_word=plan["page_kind"],
         )
+    base = replace(base, notice=base.notice or cards.notice(job_advice(job)))
     if needs_password(job):
-        text = (
-            "This document is locked. It is opened on this machine only; the password is not kept."
-        )
-        shown = {**common, "notice": cards.notice(note or job_advice(job))}
-        return Picture(**shown, mode="password", card=cards.heading(title, text))
-    shown = {**common, "place": HOME, "notice": cards.notice(note or job_advice(job))}
-    return Picture(**shown)
+        text = "It is opened on this machine only, and the password is not kept."
+        return replace(base, mode="password", card=cards.heading(title, text))
+    return replace(base, place=HOME)
 
 
 def _chat(
     worker: DeskWorker,
     record: SessionRecord,
     active: Sequence[JobView],
-    common: dict,  # type: ignore[type-arg]
-    confirm: bool,
+    base: Picture,
     css: str,
 ) -> Picture:
     answering = question_job(active, record.id)
     reading = any(job.kind == "ingest" and job.session_id == record.id for job in active)
-    if not common["notice"] and record.state == "damaged":
-        common["notice"] = cards.notice(advice(record.problem, "SnapshotCorrupt"))
-    if not common["notice"] and record.state == "reading" and not reading:
+    notice = base.notice
+    if not notice and record.state == "damaged":
+        notice = cards.notice(advice(record.problem, "SnapshotCorrupt"))
+    if not notice and record.state == "reading" and not reading:
         text = "This document has not been read to the end. Continue where the reading stopped."
-        common["notice"] = cards.notice(text, "info")
-    return Picture(
-        **common,
+        notice = cards.notice(text, "info")
+    return replace(
+        base,
         mode="chat",
+        notice=notice,
         selected=record.id,
         head=cards.session_heading(record),
         messages=conversation(worker.messages(record.id), answering, record.page_kind, css),
         answering=answering is not None,
         can_ask=record.state == "ready" and answering is None,
         can_resume=record.state == "reading" and not reading,
-        confirm=confirm,
     )
 
 
 def question_job(active: Sequence[JobView], session_id: str) -> JobView | None:
     """The question of this session that runs, or else the one that waits longest."""
     jobs = [job for job in active if job.kind == "question" and job.session_id == session_id]
-    running = [job for job in jobs if job.state == "running"]
-    return (running or jobs[::-1] or [None])[0]
+    return _foremost(jobs)
 
 
 def reading_job(active: Sequence[JobView]) -> JobView | None:
     """The ingest job that runs, or else the one that waits longest."""
     jobs = [job for job in active if job.kind == "ingest"]
-    running = [job for job in jobs if job.state == "running"]
-    return (running or jobs[::-1] or [None])[0]
+    return _foremost(jobs)
+
+
+def _foremost(newest_first: Sequence[JobView]) -> JobView | None:
+    running = [job for job in newest_first if job.state == "running"]
+    waiting = list(reversed(newest_first))
+    return next(iter(running or waiting), None)
 
 
 def job_title(worker: DeskWorker, job: JobView) -> str:

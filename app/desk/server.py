@@ -1,4 +1,4 @@
-"""Serving the desk: a socket on 127.0.0.1 first, then the page behind the guard, then the window."""
+"""Serving the desk: first a socket on 127.0.0.1, then the guarded page, then the window."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -192,17 +193,17 @@ def _server(worker: DeskWorker, data_dir: Path, port: int, token: str) -> uvicor
     )
 
 
-class _terminated_like_interrupted:  # noqa: N801 - used as a context manager
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
     """SIGTERM ends the desk as Ctrl-C does, so that the caller can still save what is read."""
-
-    def __enter__(self) -> None:
-        self._before: Any = None
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, _interrupt)
-
-    def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""Temporary copies of dropped files: inside the data directory, and gone once they are not needed."""
+"""Temporary copies of dropped files: in the data directory, and gone once not needed."""
 
 from __future__ import annotations
 
