@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 from ingest.errors import (
@@ -22,6 +24,16 @@ _OFFICE = {
     "xl/workbook.xml": ("an Excel workbook", "Save it as PDF or CSV and open that."),
     "ppt/presentation.xml": ("a PowerPoint presentation", "Save it as PDF and open that."),
 }
+# what zipfile raises over damaged archives, unreachable offsets (OSError) included
+ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    OSError,
+    ValueError,
+    EOFError,
+    NotImplementedError,
+    struct.error,
+)
 _OPENDOCUMENT = "application/vnd.oasis.opendocument"
 
 
@@ -38,7 +50,7 @@ def archive_kind(path: Path, suffix: str, limits: ParseLimits) -> str:
             _refuse_bombs(infos, path.stat().st_size, limits)
             _refuse_escapes(infos)
             return _kind(archive, {info.filename for info in infos}, suffix)
-    except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError, EOFError) as error:
+    except ZIP_ERRORS as error:
         what = {".epub": "EPUB", ".docx": "Word"}.get(suffix, "ZIP")
         raise BrokenDocument(
             f"The {what} file is damaged: its table of contents cannot be read ({error}).",

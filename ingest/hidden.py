@@ -31,7 +31,7 @@ _THICK_LINE = 5.0  # points
 class HiddenText:
     """Collects what is hidden page by page; warnings() sums it up."""
 
-    samples: dict[int, str] = field(default_factory=dict)
+    found: dict[int, list[Line]] = field(default_factory=dict)
     ocr_pages: list[int] = field(default_factory=list)
     unchecked: list[int] = field(default_factory=list)
     _asked: int = 0
@@ -57,21 +57,22 @@ class HiddenText:
         elif white:
             self._asked += 1
             hidden.extend(_blank_on_paper(page, white))
-        text = " ".join(line.text for line in hidden)
-        if len(text) >= MIN_CHARS:
-            self.samples[number] = text
+        if hidden:
+            self.found[number] = hidden
 
-    def warnings(self) -> list[DocumentWarning]:
-        """One warning a page for the first ten pages with hidden text, then one for the rest."""
+    def warnings(self, left_out: dict[int, list[Line]]) -> list[DocumentWarning]:
+        """One warning a page for the first ten pages with hidden text, then one for the rest.
+        Lines that were left out as running headers reach nobody, and are not mentioned."""
+        samples = self._samples(left_out)
         found = [
             DocumentWarning(
                 "hidden_text",
                 f'Page {number} has text that cannot be seen on it: "{_sample(text)}".',
                 number,
             )
-            for number, text in list(self.samples.items())[:10]
+            for number, text in list(samples.items())[:10]
         ]
-        rest = list(self.samples)[10:]
+        rest = list(samples)[10:]
         if rest:
             message = f"More text that cannot be seen, on page {page_ranges(rest)}."
             found.append(DocumentWarning("hidden_text", message, rest[0]))
@@ -85,6 +86,15 @@ class HiddenText:
             )
             found.append(DocumentWarning("recognised_text", message, self.ocr_pages[0]))
         return found
+
+    def _samples(self, left_out: dict[int, list[Line]]) -> dict[int, str]:
+        samples = {}
+        for number, lines in self.found.items():
+            gone = {id(line) for line in left_out.get(number, ())}
+            text = " ".join(line.text for line in lines if id(line) not in gone)
+            if len(text) >= MIN_CHARS:
+                samples[number] = text
+        return samples
 
 
 def _sample(text: str) -> str:

@@ -20,7 +20,13 @@ from typing import Any
 from ingest.assemble import assemble
 from ingest.detect import detect
 from ingest.document import Document, DocumentWarning
-from ingest.errors import DocumentTooLarge, IngestError, ParserCrashed, error_to_dict
+from ingest.errors import (
+    DocumentMissing,
+    DocumentTooLarge,
+    IngestError,
+    ParserCrashed,
+    error_to_dict,
+)
 from ingest.limits import MIB, ParseLimits
 from ingest.parts import Parsed
 from ingest.request import Request
@@ -50,6 +56,11 @@ def run(request: Request, on_page: OnPage, unlimited: str | None = None) -> dict
         return {"document": document.to_json()}
     except IngestError as error:
         return {"error": error_to_dict(error)}
+    except PermissionError as error:
+        refused = DocumentMissing(
+            f"The file cannot be opened ({error.strerror}).", "Check who may."
+        )
+        return {"error": error_to_dict(refused)}
     except MemoryError:
         return {"error": error_to_dict(out_of_memory(request.limits))}
     except Exception as error:  # noqa: BLE001 - the process's top: whatever it is, the parent gets to know

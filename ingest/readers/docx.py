@@ -6,11 +6,11 @@ paragraph API leaves out inserted revisions, content controls and text boxes.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ingest.archive import ZIP_ERRORS
 from ingest.clean import clean_line
 from ingest.document import DocumentWarning
 from ingest.errors import BrokenDocument, EmptyDocument, ScannedDocument
@@ -64,7 +64,7 @@ def _open(path: Path) -> Any:
         if document.element.body is None:
             raise KeyError("no body")
         return document
-    except (OpcError, LxmlError, KeyError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+    except (OpcError, LxmlError, KeyError, AttributeError, *ZIP_ERRORS) as error:
         raise BrokenDocument(
             f"The Word file is damaged and cannot be read ({' '.join(str(error).split())[:160]}).",
             "Open it in Word or LibreOffice and save it again.",

@@ -45,13 +45,15 @@ def read_pdf(request: Request, on_page: Callable[[int, int], None]) -> Parsed:
         hidden = HiddenText()
         pages = [_read_page(doc, number, findings, hidden, on_page, count) for number in numbers]
         findings.refuse_textless()
+        furniture = find_furniture([EdgePage(p.number, p.height, p.lines) for p in pages])
+        findings.removed(furniture)
         return Parsed(
             kind=request.kind,
             page_kind="page",
             title=_title(doc, request.path),
-            pages=_compose_pages(pages, findings),
+            pages=_compose_pages(pages, furniture),
             toc=_contents(doc, numbers),
-            warnings=findings.warnings(doc) + hidden.warnings() + mupdf_notes(),
+            warnings=findings.warnings(doc) + hidden.warnings(furniture) + mupdf_notes(),
             parser=parser_name(),
         )
 
@@ -120,10 +122,7 @@ def _form_fields(doc: Any, page: Any, lines: list[Line]) -> list[str]:
     return found
 
 
-def _compose_pages(pages: list[_ReadPage], findings: Findings) -> list[RawPage]:
-    edges = [EdgePage(page.number, page.height, page.lines) for page in pages]
-    furniture = find_furniture(edges)
-    findings.removed(furniture)
+def _compose_pages(pages: list[_ReadPage], furniture: dict[int, list[Line]]) -> list[RawPage]:
     vocabulary = Vocabulary(line.text for page in pages for line in page.lines)
     composed = []
     for page in pages:

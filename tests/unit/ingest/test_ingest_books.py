@@ -220,3 +220,33 @@ def test_json_is_read_as_text_with_a_warning(tmp_path: Path) -> None:
     assert document.kind == "txt"
     assert '"why?"' in document.text
     assert "read_as_text" in codes(document)
+
+
+def test_docx_revisions_boxes_and_notes(tmp_path: Path) -> None:
+    import docx
+    from docx.oxml import parse_xml
+
+    word = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
+    document = docx.Document()
+    body = document.element.body
+    body.insert(
+        0,
+        parse_xml(
+            f'<w:p xmlns:w="{word}"><w:r><w:t xml:space="preserve">The mill </w:t></w:r>'
+            "<w:ins><w:r><w:t>still </w:t></w:r></w:ins><w:del><w:r><w:delText>never </w:delText>"
+            "</w:r></w:del><w:r><w:t>turns.</w:t></w:r><w:r><w:pict><w:txbxContent><w:p><w:r>"
+            "<w:t>Words in a box.</w:t></w:r></w:p></w:txbxContent></w:pict></w:r></w:p>"
+        ),
+    )
+    body.insert(
+        1,
+        parse_xml(
+            f'<w:sdt xmlns:w="{word}"><w:sdtContent><w:p><w:r><w:t>In a control.</w:t></w:r></w:p>'
+            "</w:sdtContent></w:sdt>"
+        ),
+    )
+    path = tmp_path / "r.docx"
+    document.save(str(path))
+    read = read_here(path)
+    assert read.text == "The mill still turns.\n\nWords in a box.\n\nIn a control."
+    assert "tracked_changes" in codes(read)

@@ -326,3 +326,30 @@ def test_a_header_alone_is_broken(tmp_path: Path) -> None:
     path.write_bytes(b"%PDF-1.7\n" + b"nothing more\n" * 20)
     with pytest.raises(BrokenDocument):
         read_here(path)
+
+
+def test_hidden_text_that_was_left_out_anyway_is_not_announced(tmp_path: Path) -> None:
+    doc = new_pdf()
+    for number in range(4):
+        page = add_page(doc, [f"Story {number} begins here and goes on."], y=300)
+        page.insert_text((72, 20), "printer mark", fontsize=1)
+    document = read_here(save(doc, tmp_path / "marks.pdf"))
+    assert "printer mark" not in document.text
+    assert "hidden_text" not in codes(document)
+
+
+def test_a_damaged_text_layer_is_announced(tmp_path: Path) -> None:
+    doc = new_pdf()
+    page = add_page(doc, [PROSE])
+    stream = b"BT /helv 11 Tf 72 400 Td (" + b"\\001\\002\\003\\004" * 40 + b") Tj ET"
+    doc.update_stream(page.get_contents()[0], page.read_contents() + b"\n" + stream)
+    document = read_here(save(doc, tmp_path / "garbage.pdf"))
+    assert "garbage_text" in codes(document)
+
+
+def test_a_turned_page_reads_in_order(tmp_path: Path) -> None:
+    doc = new_pdf()
+    page = add_page(doc, ["First line of a turned page", "and the second line of it."])
+    page.set_rotation(90)
+    text = read_here(save(doc, tmp_path / "turned.pdf")).text
+    assert text.index("First line") < text.index("and the second")

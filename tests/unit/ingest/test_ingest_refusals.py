@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 import random
@@ -108,6 +109,31 @@ def test_too_many_entries_are_refused(tmp_path: Path) -> None:
     path.write_bytes(zip_bytes({f"f{i}": b"" for i in range(20_001)}))
     with pytest.raises(DocumentTooLarge, match="entries"):
         detect(path, ParseLimits())
+
+
+@pytest.mark.parametrize("kind", ["docx", "epub"])
+def test_damaged_archives_are_broken_and_never_our_fault(tmp_path: Path, kind: str) -> None:
+    whole = tmp_path / f"whole.{kind}"
+    if kind == "epub":
+        make_epub(whole, [(f"Ch {i}", f"<p>Text {i}.</p>") for i in range(6)])
+    else:
+        import docx
+
+        word = docx.Document()
+        word.add_paragraph("Some text.")
+        word.save(str(whole))
+    data = whole.read_bytes()
+    path = tmp_path / f"hurt.{kind}"
+    for seed in range(25):
+        draw = random.Random(seed)
+        hurt = bytearray(data)
+        start = draw.randrange(len(hurt))
+        del hurt[start : start + draw.randrange(1, 60)]
+        for _ in range(5):
+            hurt[draw.randrange(len(hurt))] = draw.randrange(256)
+        path.write_bytes(hurt)
+        with contextlib.suppress(IngestError):  # or it is read: both are right, no third thing is
+            read_here(path)
 
 
 def test_errors_travel_as_dictionaries_and_as_pickles() -> None:
