@@ -135,8 +135,8 @@ _TABLE: dict[type[Exception], Message] = {
     ),
 }
 
-# The engine does not know our commands; here the next step is always ours.
-_OUR_NEXT_STEP = (engine.SnapshotError,)
+# The lower rooms do not know our commands; here the next step is always ours.
+_OUR_NEXT_STEP = (engine.SnapshotError, ingest.PasswordRequired)
 
 
 def is_mapped(kind: type[Exception]) -> bool:

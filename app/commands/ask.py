@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 NAME = "ask"
 HELP = "answer questions about documents; each is read once, and reopened from then on"
 
+SHOWN_WARNINGS = 8
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
@@ -156,9 +158,12 @@ def describe_session(session: OpenSession) -> None:
         f"{session.cache.kept_fraction:.1%} of the cache kept, "
         f"{session.cache.nbytes / 2**20:.1f} MiB; session {record.id}"
     )
-    for warning in session.document.warnings:
+    warnings = session.document.warnings
+    for warning in warnings[:SHOWN_WARNINGS]:
         page = f" (page {warning.page})" if warning.page else ""
         say(f"note: {warning.message}{page}")
+    if len(warnings) > SHOWN_WARNINGS:
+        say(f"note: and {len(warnings) - SHOWN_WARNINGS} more, see --json")
 
 
 def _print_piece(text: str) -> None:

@@ -79,6 +79,11 @@ def test_a_damaged_session_names_the_file_and_our_own_flag() -> None:
     assert "layers-001.safetensors" in message.cause and "--reread" in message.next_step
 
 
+def test_a_locked_document_names_the_flag() -> None:
+    message = explain(ingest_errors.PasswordRequired("It is encrypted.", "Enter its password."))
+    assert message is not None and str(message) == "It is encrypted. Give it with --password."
+
+
 @pytest.mark.parametrize("error", [ValueError("x"), OSError(errno.EIO, "x"), RuntimeError("x")])
 def test_our_own_faults_are_not_explained_away(error: Exception) -> None:
     assert explain(error) is None

@@ -39,7 +39,7 @@ class FakeReader:
         if self.fails is not None:
             raise self.fails
         if str(path).endswith("secret.pdf") and how["password"] is None:
-            raise PasswordRequired("It is protected.", "Give the password.")
+            raise PasswordRequired("It is protected.")
         document = document_of("The wolf ran.\n")
         self.library.add_document(document, "a.txt", needs_password=False)
         self.library.start_session(
@@ -223,7 +223,7 @@ def test_a_stopped_reading_is_cancelled_and_can_be_submitted_again(
 
 def test_a_refusal_is_a_sentence_with_its_class(worker: Worker) -> None:
     view = ended(worker, worker.submit_ingest("secret.pdf"))
-    assert view.state == "failed" and view.message == "It is protected. Give the password."
+    assert view.state == "failed" and view.message == "It is protected. Give it with --password."
     assert view.result == {"error": "PasswordRequired"}
 
 

@@ -1,0 +1,106 @@
+"""What the desk says and shows, without a page: text made harmless, chips, advice, one instance."""
+
+from __future__ import annotations
+
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.desk import words
+from app.desk.advice import advice
+from app.desk.chat import chips, harmless
+from app.desk.instance import DeskLock, announced_url, running_desk
+from app.desk.uploads import Uploads
+
+
+def test_an_answer_cannot_bring_tags_images_or_hidden_links() -> None:
+    text = harmless("<img src=x> ![a](http://e/x) [b](http://e) [c][d]\n\n[d]: http://e/ `<i>`")
+    assert "&lt;img" in text and "`<i>`" in text
+    assert "](" not in text and "][" not in text and "]:" not in text
+
+
+def test_code_is_left_as_it_is_even_while_it_is_being_written() -> None:
+    fence = "see\n```html\n<b>&</b> [x](y)\n"
+    assert harmless(fence) == fence
+    assert harmless(fence + "```\n<b>") == fence + "```\n&lt;b>"
+    assert harmless("\\`<b>`") == "\\`&lt;b>`"
+
+
+def test_chips_tell_verified_from_not_verified_in_words() -> None:
+    shown = chips(
+        [
+            {"page": 3, "label": "3", "quote": "a <b>", "verified": True},
+            {"page": 3, "label": "3", "quote": "c", "verified": True},
+            {"page": 9, "label": "ix", "quote": "d", "verified": False},
+        ],
+        "page",
+        "k",
+    )
+    assert shown.count("\u2713 p. 3") == 1
+    assert "p. ix (page 9 of the file) \u00b7 not verified" in shown
+    assert "a &lt;b&gt;" in shown
+    assert chips([], "page", "k") == ""
+
+
+def test_advice_names_no_flags_and_keeps_a_next_step() -> None:
+    locked = advice("The document is protected by a password. Give it with --password.",
+                    "PasswordRequired")  # fmt: skip
+    assert locked == (
+        "The document is protected by a password. Type its password and open it again."
+    )
+    plain = "The file is damaged. Try another copy of it."
+    assert advice(plain, "BrokenDocument") == plain
+    assert "`" not in advice("No session. List them with the command `sessions`.", "NoSuchSession")
+
+
+def test_words_for_numbers() -> None:
+    assert words.count(1, "page") == "1 page"
+    assert words.count(1204, "token") == "1,204 tokens"
+    assert words.size(50_331_648) == "48 MiB"
+    assert words.duration(0.2) == "about 1 second"
+    assert words.duration(600) == "about 10 minutes"
+    assert words.page_range("", None) is None
+    assert words.page_range("2", "5") == (2, 5)
+    for first, last in (("5", "2"), ("a", "2"), ("0", "1"), ("", "3")):
+        with pytest.raises(ValueError, match=r"page|range"):
+            words.page_range(first, last)
+
+
+def test_one_desk_per_data_directory(tmp_path: Path) -> None:
+    first, second = DeskLock(tmp_path), DeskLock(tmp_path)
+    assert first.take()
+    assert not second.take()
+    first.announce("http://127.0.0.1:1/?token=x")
+    assert announced_url(tmp_path) == "http://127.0.0.1:1/?token=x"
+    if sys.platform != "win32":
+        assert stat.S_IMODE((tmp_path / "desk.json").stat().st_mode) == 0o600
+    first.release()
+    assert announced_url(tmp_path) is None
+    assert running_desk(tmp_path) is None
+    assert second.take()
+    second.release()
+
+
+def test_a_note_left_by_a_dead_desk_is_not_believed(tmp_path: Path) -> None:
+    lock = DeskLock(tmp_path)
+    lock.take()
+    lock.announce("http://127.0.0.1:1/?token=x")
+    note = (tmp_path / "desk.json").read_bytes()
+    lock.release()
+    (tmp_path / "desk.json").write_bytes(note)
+    assert running_desk(tmp_path) is None
+
+
+def test_only_dropped_files_are_discarded(tmp_path: Path) -> None:
+    uploads = Uploads(tmp_path)
+    uploads.clear()
+    inside = uploads.folder / "abc" / "a.pdf"
+    inside.parent.mkdir()
+    inside.write_bytes(b"x")
+    outside = tmp_path / "keep.pdf"
+    outside.write_bytes(b"x")
+    for path in (str(outside), str(uploads.folder / ".." / "keep.pdf"), None, str(inside)):
+        uploads.discard(path)
+    assert outside.exists() and not inside.parent.exists()
