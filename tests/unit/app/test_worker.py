@@ -108,7 +108,7 @@ def worker(reader: FakeReader) -> Iterator[Worker]:
 
 
 def ended(worker: Worker, job_id: str) -> JobView:
-    view = worker.wait(job_id, 10)
+    view = worker.wait(job_id, 60)
     assert view is not None and not view.active
     return view
 
@@ -121,9 +121,9 @@ def read_book(worker: Worker, reader: FakeReader) -> str:
 
 
 def until(condition: Any) -> None:
-    """Wait for another thread, at most ten seconds."""
+    """Wait for another thread, at most a minute."""
     ready = threading.Event()
-    for _ in range(1000):
+    for _ in range(6000):
         if condition():
             return
         ready.wait(0.01)
@@ -261,7 +261,7 @@ def test_closing_leaves_interrupted_jobs_that_a_new_program_finds(
     closer.start()
     until(lambda: worker._closing)
     reader.step.release()
-    closer.join(10)
+    closer.join(60)
     library = Library(data_paths())
     later = Worker(FakeReader(library))
     assert {later.job(job).state for job in (running, waiting)} == {"interrupted"}
@@ -278,6 +278,6 @@ def test_deleting_stops_what_runs_on_the_session(worker: Worker, reader: FakeRea
     deleter.start()
     until(lambda: worker._live[job_id].stop.is_set())
     reader.step.release()
-    deleter.join(10)
+    deleter.join(60)
     assert worker.sessions() == [] and worker.messages(SESSION) == []
     assert not worker.job(job_id).active
