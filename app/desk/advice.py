@@ -51,3 +51,8 @@ def needs_password(job: JobView) -> bool:
 def job_advice(job: JobView) -> str:
     """The sentence to show for a job that ended without doing its work."""
     return advice(job.message, str(job.result.get("error", "")))
+
+
+def is_calm(text: str) -> bool:
+    """Whether a sentence reports what the user asked for, and no trouble."""
+    return text in _WHOLE.values()

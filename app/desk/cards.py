@@ -75,7 +75,8 @@ def plan_problems(plan: dict[str, Any]) -> list[str]:
         fitting = plan["fitting_pages"]
         kind = plan["page_kind"]
         step = (
-            f"{kind.capitalize()}s {fitting[0]} to {fitting[1]} fit: they are filled in below."
+            f"{kind.capitalize()}s {fitting[0]} to {fitting[1]} fit and are filled in below: "
+            "count again."
             if fitting
             else "Split the document into smaller files."
         )

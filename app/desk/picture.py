@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from app.desk import cards
-from app.desk.advice import advice, job_advice, needs_password
+from app.desk.advice import advice, is_calm, job_advice, needs_password
 from app.desk.chat import ChatMessage, conversation
 from app.desk.port import DeskWorker
 from app.desk.words import session_line
@@ -66,7 +66,7 @@ def draw(
         place=place,
         sessions=tuple((session_line(record), record.id) for record in sessions),
         strip=_strip(worker, active, place),
-        notice=cards.notice(note),
+        notice=cards.notice(note, "info" if is_calm(note) else "error"),
         busy=bool(active),
     )
     if kind == "session":

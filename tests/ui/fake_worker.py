@@ -49,6 +49,7 @@ class FakeWorker:
         self._jobs: dict[str, _Job] = {}
         self._sessions: list[SessionRecord] = []
         self._messages: list[MessageRecord] = []
+        self._count = 0
         self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
         if self.file.exists():
@@ -125,6 +126,17 @@ class FakeWorker:
             self._messages = [m for m in self._messages if m.session != session_id]
             self._save()
 
+    def reset(self) -> None:
+        """Stop every job and forget everything, for the next test."""
+        for job in list(self._jobs.values()):
+            job.stop.set()
+        for thread in self._threads:
+            thread.join(10)
+        with self._lock:
+            self._sessions, self._messages, self._threads = [], [], []
+            self._jobs = {}
+            self._save()
+
     def close(self) -> None:
         self._closing.set()
         for job in list(self._jobs.values()):
@@ -138,7 +150,8 @@ class FakeWorker:
         self, kind: str, payload: dict[str, Any], session_id: str | None, password: str | None
     ) -> str:
         with self._lock:
-            job_id = f"job{len(self._jobs) + 1}"
+            self._count += 1
+            job_id = f"job{self._count}"
             view = JobView(
                 job_id, kind, "running", 0, 0, 0.0, None, "", "Working.", {}, session_id, payload
             )
