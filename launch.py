@@ -186,8 +186,8 @@ def ensure_environment(place: Place, installer: Installer) -> None:
 
 def build_venv(place: Place, installer: Installer) -> None:
     """Make an empty `.venv` in the place of what is there."""
-    remove_venv(place)
     say(f"Setting up Longread in {place.venv}; this happens once and takes some minutes.")
+    remove_venv(place)
     command = [sys.executable, "-m", "venv", place.venv]
     if installer.run(command, "Making the environment") != 0:
         raise SetupFailed(

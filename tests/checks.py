@@ -67,7 +67,8 @@ def main(arguments: list[str]) -> int:
     code = subprocess.call([sys.executable, "-m", "pytest", *arguments], cwd=ROOT)
     if code != 0:
         failed.append("pytest")
-    say(f"Failed: {', '.join(failed)}." if failed else "All checks passed.")
+    passed = "The chosen tests passed." if arguments else "All checks passed."
+    say(f"Failed: {', '.join(failed)}." if failed else passed)
     return code or int(bool(failed))
 
 

@@ -1,4 +1,4 @@
-"""The README against the code: every command and flag it names exists, and every command is named."""
+"""The README against the code: what it names exists, and every command is named."""
 
 from __future__ import annotations
 
