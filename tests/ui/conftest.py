@@ -124,7 +124,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 @pytest.fixture
 def running(desk: Running) -> Running:
-    """The module's desk with an empty library: building a page takes a second, clearing does not."""
+    """The module's desk with an empty library; building one for each test would take longer."""
     desk.worker.reset()
     return desk
 

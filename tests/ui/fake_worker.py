@@ -135,6 +135,7 @@ class FakeWorker:
         with self._lock:
             self._sessions, self._messages, self._threads = [], [], []
             self._jobs = {}
+            self.pace = 1.0
             self._save()
 
     def close(self) -> None:
