@@ -17,6 +17,8 @@ from ingest.limits import MIB, ParseLimits
 
 _ROOT = Path(__file__).resolve().parent.parent
 _SUPPORT = "Please report this, with the file if you can share it."
+PATIENCE = 3  # times timeout_s, for a worker that goes on page by page
+_CPU_SIGNAL = int(getattr(signal, "SIGXCPU", 0)) or 10_000
 WORKER_COMMAND = (sys.executable, "-m", "ingest.worker")
 
 
@@ -28,8 +30,8 @@ def run_guarded(
     """The document as JSON, from `command RESULT PROGRESS` with the request on its stdin.
 
     The worker runs in a folder and session of its own and is killed, with anything it started, at
-    limits.timeout_s or when this call is interrupted. Its output is kept for the error message and
-    not printed. Raises the worker's IngestError, ParseTimeout or ParserCrashed.
+    limits.timeout_s (see there) or when this call is interrupted. Its output is kept for the error
+    message and not printed. Raises the worker's IngestError, ParseTimeout or ParserCrashed.
     """
     with tempfile.TemporaryDirectory(prefix="longread-parse-") as name:
         folder = Path(name)
@@ -46,12 +48,11 @@ def run_guarded(
                 creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
             )
             try:
-                process.communicate(json.dumps(request).encode(), timeout=limits.timeout_s)
-            except subprocess.TimeoutExpired as error:
-                _kill(process)
-                raise _timeout(progress, limits) from error
+                in_time = _wait(process, json.dumps(request).encode(), progress, limits.timeout_s)
             finally:
                 _kill(process)
+        if not in_time or process.returncode == -_CPU_SIGNAL:
+            raise _timeout(progress, limits)
         return _answer(result, process.returncode, log, limits)
 
 
@@ -63,6 +64,24 @@ def _environment() -> dict[str, str]:
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MALLOC_ARENA_MAX"):
         environment[name] = "1"  # threads reserve address space, which is what is limited
     return environment
+
+
+def _wait(
+    process: subprocess.Popen[bytes], request: bytes, progress: Path, timeout_s: float
+) -> bool:
+    """Whether the worker ended by itself: within timeout_s, or later if it kept turning pages."""
+    step_s = timeout_s / 2
+    seen = (0, 0)
+    for step in range(1, 2 * PATIENCE + 1):
+        try:
+            process.communicate(request if step == 1 else None, timeout=step_s)
+            return True
+        except subprocess.TimeoutExpired:
+            now = _progress(progress)
+            if step >= 2 and now == seen:
+                return False
+            seen = now
+    return False
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

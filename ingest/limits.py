@@ -12,7 +12,9 @@ MIB = 1024 * 1024
 class ParseLimits:
     """Bounds for reading one document; every one is enforced, none is a hint.
 
-    timeout_s           wall-clock seconds from the start of the worker until it is killed
+    timeout_s           seconds, of the processor (POSIX) and of the clock, until the worker is
+                        killed; while it still turns pages the clock may run three times as long, so
+                        that a machine busy with a model refuses no document that is only large
     memory_bytes        address space of the worker (POSIX; elsewhere a warning says so)
     max_pages           pages (chapters, sections) of one parse; a page range counts its own
     max_file_bytes      size of the file on disk

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sys
 import time
@@ -120,7 +121,7 @@ def _reader(kind: str) -> Callable[[Request, OnPage], Parsed]:
 
 
 def limit_resources(limits: ParseLimits) -> str | None:
-    """Cap this process's address space and file writes; a sentence if the system cannot."""
+    """Cap this process's time, address space and file writes; a sentence if the system cannot."""
     try:
         import resource
     except ImportError:
@@ -128,6 +129,8 @@ def limit_resources(limits: ParseLimits) -> str | None:
     try:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_FILE_BYTES, _MAX_FILE_BYTES))
+        cpu_s = math.ceil(limits.timeout_s)
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
         resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
     except (ValueError, OSError) as error:
         return f"The reading process's memory could not be limited ({error})."

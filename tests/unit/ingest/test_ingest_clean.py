@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest.clean import (
@@ -43,12 +43,14 @@ def test_characters_that_nfkc_would_falsify_stay(kept: str) -> None:
     assert clean_line(kept) == kept
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(TEXT)
 def test_cleaning_twice_is_cleaning_once(text: str) -> None:
     once = clean_line(text)
     assert clean_line(once) == once
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(TEXT)
 def test_cleaned_text_can_be_stored(text: str) -> None:
     cleaned = clean_line(text)
@@ -58,11 +60,13 @@ def test_cleaned_text_can_be_stored(text: str) -> None:
     safe_text(text).encode("utf-8")
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.text(st.characters(categories=("Ll", "Lu", "Nd")), max_size=40))
 def test_letters_and_digits_are_never_lost(text: str) -> None:
     assert len(clean_line(text)) >= len(unicodedata.normalize("NFC", text)) - text.count("\u0130")
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(TEXT, TEXT)
 def test_joining_changes_the_end_of_the_left_line_only(left: str, right: str) -> None:
     new_left, glue = join_lines(left, right, Vocabulary())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest import Document, DocumentTooLarge, DocumentWarning, TocEntry
@@ -41,6 +41,7 @@ def small() -> Document:
     return assemble(Parsed("pdf", "page", "Small", pages), "ab" * 32, 1000)
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(parsed_documents())
 def test_pages_and_spans_tile_the_text(parsed: Parsed) -> None:
     document = assemble(parsed, "00", 10_000)
@@ -52,6 +53,7 @@ def test_pages_and_spans_tile_the_text(parsed: Parsed) -> None:
         assert span.page == page.number
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(parsed_documents())
 def test_every_block_is_found_at_its_span(parsed: Parsed) -> None:
     document = assemble(parsed, "00", 10_000)
@@ -63,6 +65,7 @@ def test_every_block_is_found_at_its_span(parsed: Parsed) -> None:
         assert span.rect == block.rect
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(parsed_documents())
 def test_json_round_trip(parsed: Parsed) -> None:
     document = assemble(parsed, "00", 10_000)
