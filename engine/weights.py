@@ -1,7 +1,7 @@
 """The number formats weights can be held in, and how each is asked for.
 
-`fp32` and `bf16` compute in the format they are held in. `int8` and `nf4` are bitsandbytes' formats:
-the linear layers shrink, embeddings and the output matrix stay in the compute format.
+`fp32` and `bf16` compute in the format they are held in. `int8` and `nf4` are bitsandbytes'
+formats: the linear layers shrink, embeddings and the output matrix stay in the compute format.
 """
 
 from __future__ import annotations

@@ -1,0 +1,61 @@
+"""The number format is measured, decided and remembered."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine import numeric
+from engine.numeric import choose, machine_key, measure_formats, pick_format
+
+
+def figures(fp32: float, bf16: float) -> dict[str, float]:
+    return {"prefill_fp32": fp32, "prefill_bf16": bf16, "decode_fp32": 1.0, "decode_bf16": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("fp32", "bf16", "name"), [(34, 6, "fp32"), (191, 860, "bf16"), (100, 95, "bf16")]
+)
+def test_the_faster_format_wins_and_a_draw_goes_to_the_smaller(
+    fp32: float, bf16: float, name: str
+) -> None:
+    choice = choose(figures(fp32, bf16))
+    assert choice.name == name
+    assert str(fp32) in choice.reason and str(bf16) in choice.reason
+
+
+def test_fp16_is_never_a_candidate() -> None:
+    assert torch.float16 not in numeric.CANDIDATES.values()
+
+
+def test_a_measurement_covers_both_phases() -> None:
+    found = measure_formats(seconds_each=0.001)
+    assert set(found) == set(figures(1, 1))
+    assert all(value > 0 for value in found.values())
+
+
+def test_a_machine_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def measured() -> dict[str, float]:
+        calls.append(1)
+        return figures(10, 50)
+
+    monkeypatch.setattr(numeric, "measure_formats", measured)
+    file = tmp_path / "new" / "format.json"
+    first = pick_format(file)
+    assert pick_format(file) == first and first.name == "bf16" and len(calls) == 1
+    assert list(json.loads(file.read_text())) == [machine_key()]
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 63)
+    pick_format(file)
+    assert len(calls) == 2, "another thread count is another machine"
+    assert len(json.loads(file.read_text())) == 2
+
+    file.write_text("{broken")
+    assert pick_format(file) == first
+    pick_format(None)
+    assert len(calls) == 4
