@@ -1,0 +1,152 @@
+"""Loading from a folder: what is prepared, what is told apart, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine import loader, numeric
+from engine.errors import InvalidSetting, ModelCorrupt, NotEnoughMemory, UnsupportedArchitecture
+from engine.loader import LoadedModel, load_model, pick_device
+from engine.numeric import Choice
+from tests.fakes import stock_model, tiny_config
+
+WORDS = ["<unk>", "<s>", "<|endoftext|>", "<|im_end|>", "the", "sea", "was", "calm"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama with a word tokenizer, saved as a hub folder would be."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("saved") / "tiny"
+    stock_model(tiny_config(pad_token_id=2)).save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, "<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="<|endoftext|>",
+        additional_special_tokens=["<|im_end|>"],
+    )
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy a test may damage."""
+    return Path(shutil.copytree(saved, tmp_path / "tiny"))
+
+
+def load(folder: Path, weights: str = "fp32") -> LoadedModel:
+    return load_model(
+        str(folder), models_dir=folder.parent / "models", weights=weights, device="cpu"
+    )
+
+
+def test_a_loaded_model_is_ready_and_frozen(folder: Path) -> None:
+    loaded = load(folder)
+    assert loaded.name == "tiny" and loaded.device == "cpu" and loaded.load_s > 0
+    assert not loaded.model.training
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+    assert loaded.geometry.n_layers == 2 and loaded.rotary.rotary_dim == 12
+    assert loaded.stop_token_ids == {2, 3}, "eos, and the end of a chat turn"
+
+
+@pytest.mark.parametrize(("weights", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_weights_are_held_in_the_compute_format(
+    folder: Path, weights: str, dtype: torch.dtype
+) -> None:
+    loaded = load(folder, weights)
+    assert loaded.weights == weights and loaded.compute_dtype == dtype
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {dtype}
+
+
+def test_auto_takes_the_format_remembered_for_this_machine(folder: Path) -> None:
+    file = folder.parent / "models" / numeric.CACHE_NAME
+    file.parent.mkdir()
+    choice = {"name": "bf16", "gflops": {}, "reason": "bf16 reads faster here."}
+    file.write_text(json.dumps({numeric.machine_key(): choice}))
+    loaded = load(folder, "auto")
+    assert loaded.weights == "bf16" and loaded.weights_reason == Choice(**choice).reason
+
+
+def test_the_fingerprint_names_what_changed(folder: Path) -> None:
+    before = load(folder).fingerprint
+    assert set(before) == {"weights", "config", "rotary", "tokenizer", "chat_template"}
+    assert load(folder).fingerprint == before
+    differs = {
+        key for key, value in load(folder, "bf16").fingerprint.items() if value != before[key]
+    }
+    assert differs == {"weights"}
+
+    config = json.loads((folder / "config.json").read_text())
+    config["transformers_version"] = "0.0.0"
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load(folder).fingerprint == before, "which library wrote a file changes nothing"
+
+    config["rope_parameters"]["rope_theta"] = 123.0
+    (folder / "config.json").write_text(json.dumps(config))
+    after = load(folder).fingerprint
+    assert {key for key in after if after[key] != before[key]} == {"config", "rotary"}
+
+
+def test_changed_weights_change_the_fingerprint(folder: Path) -> None:
+    before = load(folder).fingerprint["weights"]
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][0] += 1
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert load(folder).fingerprint["weights"] != before
+
+
+def test_missing_weights_are_not_made_up(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelCorrupt, match=r"layers\.1\.mlp\.up_proj"):
+        load(folder)
+
+
+@pytest.mark.parametrize("damage", ["weights", "config", "tokenizer"])
+def test_a_damaged_file_is_a_corrupt_model(folder: Path, damage: str) -> None:
+    name = {"weights": "model.safetensors", "config": "config.json", "tokenizer": "tokenizer.json"}
+    file = folder / name[damage]
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(ModelCorrupt) as caught:
+        load(folder)
+    assert "\n" not in caught.value.cause
+
+
+def test_an_architecture_is_refused_before_its_weights_are_read(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "mamba"}')
+    (folder / "model.safetensors").write_bytes(b"never opened")
+    with pytest.raises(UnsupportedArchitecture, match="mamba"):
+        load(folder)
+
+
+def test_too_little_memory_is_noticed_before_loading(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader.memory, "available_memory", lambda device: 1000)
+    with pytest.raises(NotEnoughMemory, match="fp32"):
+        load(folder)
+
+
+def test_devices_and_formats_are_checked_first(folder: Path) -> None:
+    with pytest.raises(InvalidSetting, match="fp16"):
+        load(folder, "fp16")
+    with pytest.raises(InvalidSetting, match="tpu"):
+        pick_device("tpu")
+    if not torch.cuda.is_available():
+        assert pick_device("auto") == "cpu"
+        with pytest.raises(InvalidSetting, match="GPU"):
+            pick_device("cuda")
