@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +38,8 @@ def pair(request: pytest.FixtureRequest, models_dir: Path) -> Iterator[Pair]:
     from transformers import AutoModelForCausalLM
 
     ours = load_model(request.param, models_dir=models_dir, weights="fp32")
-    stock = AutoModelForCausalLM.from_config(ours.model.config, attn_implementation="eager")
+    config = copy.deepcopy(ours.model.config)  # the library writes the attention into it
+    stock = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     stock.load_state_dict(ours.model.state_dict(), strict=True, assign=True)
     stock.tie_weights()
     yield Pair(ours, stock.eval())
