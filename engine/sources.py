@@ -51,7 +51,7 @@ def locate(
         folder = gguf.convert_once(path, models_dir / CONVERTED, on_message=on_message)
         return Located(path.stem, folder)
     if hub.is_hub_id(name):
-        return Located(name, _from_hub(name, models_dir, download, on_message))
+        return Located(name, _from_hub(name, models_dir, download, on_progress, on_message))
     raise unknown(name)
 
 
@@ -76,7 +76,7 @@ def _known(
     if (local := _local_folder(spec, models_dir)) is not None:
         return _checked_folder(local)
     if not spec.wheels:
-        return _from_hub(spec.hub, models_dir, download, on_message)
+        return _from_hub(spec.hub, models_dir, download, on_progress, on_message)
     if not is_fetched(spec, models_dir):
         if not download:
             raise _absent(spec.name)
@@ -106,10 +106,16 @@ def _local_folder(spec: ModelSpec, models_dir: Path) -> Path | None:
 
 
 def _from_hub(
-    repo: str, models_dir: Path, download: bool, on_message: Callable[[str], None] | None
+    repo: str,
+    models_dir: Path,
+    download: bool,
+    on_progress: OnProgress | None,
+    on_message: Callable[[str], None] | None,
 ) -> Path:
     if download:
-        return _checked_folder(hub.snapshot(repo, models_dir, on_message=on_message))
+        return _checked_folder(
+            hub.snapshot(repo, models_dir, on_progress=on_progress, on_message=on_message)
+        )
     cached = hub.cached_snapshot(repo, models_dir)
     if cached is None:
         raise _absent(repo)

@@ -87,7 +87,7 @@ def test_the_converted_weights_are_the_files_own(models_dir: Path) -> None:
     with safe_open(folder / "model.safetensors", framework="pt") as plain:
         assert "lm_head.weight" not in plain.keys()  # noqa: SIM118 - not a mapping
         for theirs, ours in pairs.items():
-            source = torch.from_numpy(dequantize(blocks[theirs].data, blocks[theirs].tensor_type))
+            source = torch.tensor(dequantize(blocks[theirs].data, blocks[theirs].tensor_type))
             assert torch.equal(plain.get_tensor(ours), source.bfloat16()), ours
     config = json.loads((folder / "config.json").read_text())
     assert "quantization_config" not in config
