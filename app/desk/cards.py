@@ -114,7 +114,7 @@ def progress_words(job: JobView) -> str:
         return "Waiting"
     if job.total <= 0:
         return "One moment"
-    share = f"{100 * job.done / job.total:.0f} %"
+    share = f"{100 * job.done / job.total:.0f}\u00a0%"
     if job.total > 10_000_000:  # a model being fetched: bytes
         return f"{size(job.done)} of {size(job.total)} \u00b7 {share}"
     parts = [f"{job.done:,} of {job.total:,} tokens", share]
@@ -127,7 +127,7 @@ def progress_words(job: JobView) -> str:
 
 def reading_strip(job: JobView, title: str) -> str:
     """The running reading in two short lines, for the side of the page."""
-    share = f"{100 * job.done / job.total:.0f} %" if job.total > 0 else "beginning"
+    share = f"{100 * job.done / job.total:.0f}\u00a0%" if job.total > 0 else "beginning"
     return f'<p class="lr-strip"><span>Reading</span> {html.escape(title)} \u00b7 {share}</p>'
 
 

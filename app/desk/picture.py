@@ -64,7 +64,10 @@ def draw(
         place = f"{kind}:{name}" if kind else HOME
     base = Picture(
         place=place,
-        sessions=tuple((session_line(record), record.id) for record in sessions),
+        sessions=tuple(
+            (session_line(record, being_read=_is_read(active, record.id)), record.id)
+            for record in sessions
+        ),
         strip=_strip(worker, active, place),
         notice=cards.notice(note, "info" if is_calm(note) else "error"),
         busy=bool(active),
@@ -131,7 +134,7 @@ def _chat(
     css: str,
 ) -> Picture:
     answering = question_job(active, record.id)
-    reading = any(job.kind == "ingest" and job.session_id == record.id for job in active)
+    reading = _is_read(active, record.id)
     notice = base.notice
     if not notice and record.state == "damaged":
         notice = cards.notice(advice(record.problem, "SnapshotCorrupt"))
@@ -161,6 +164,10 @@ def reading_job(active: Sequence[JobView]) -> JobView | None:
     """The ingest job that runs, or else the one that waits longest."""
     jobs = [job for job in active if job.kind == "ingest"]
     return _foremost(jobs)
+
+
+def _is_read(active: Sequence[JobView], session_id: str) -> bool:
+    return any(job.kind == "ingest" and job.session_id == session_id for job in active)
 
 
 def _foremost(newest_first: Sequence[JobView]) -> JobView | None:

@@ -139,17 +139,16 @@ def serve(
     being read.
     """
     folder = data_dir or _data_dir_of(worker)
-    tell = ready or _tell
     try:
         desk = Desk(worker, folder, port=port, token=token)
     except DeskRunning as running:
         if running.url is None:
             raise
-        tell(running.url)
+        (ready or _tell_running)(running.url)
         if open_browser:
             open_window(running.url)
         return
-    tell(desk.url)
+    (ready or _tell)(desk.url)
     if open_browser:
         open_window(desk.url)
     with _terminated_like_interrupted():
@@ -161,6 +160,11 @@ def serve(
 
 def _tell(url: str) -> None:
     sys.stdout.write(f"Longread is at {url}\nPress Ctrl-C to close it.\n")
+    sys.stdout.flush()
+
+
+def _tell_running(url: str) -> None:
+    sys.stdout.write(f"Longread is already running at {url}\n")
     sys.stdout.flush()
 
 

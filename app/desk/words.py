@@ -55,15 +55,17 @@ def shorten(text: str, n_chars: int) -> str:
     return line if len(line) <= n_chars else line[: n_chars - 1].rstrip() + "\u2026"
 
 
-def session_line(record: SessionRecord) -> str:
+def session_line(record: SessionRecord, *, being_read: bool = False) -> str:
     """Two lines for the list: the title, and how much there is."""
-    title = shorten(record.title or record.file_name or "Untitled", 34)
+    title = shorten(record.title or record.file_name or "Untitled", 27)
     whole = record.first_page == 1 and record.last_page == record.n_pages
     pages = (
         count(record.n_pages, record.page_kind)
         if whole
         else f"{record.page_kind}s {record.first_page}\u2013{record.last_page}"
     )
+    if being_read:
+        return f"{title}\n{pages} \u00b7 being read"
     if record.state == "reading":
         return f"{title}\n{pages} \u00b7 not read to the end"
     if record.state == "damaged":
