@@ -31,10 +31,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """LONGREAD_DATA points into the test's own folder, always."""
+def data_dir(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """LONGREAD_DATA points into the test's own folder, always; unit tests see no models either."""
     folder = tmp_path / "data"
     monkeypatch.setenv("LONGREAD_DATA", str(folder))
+    if "unit" in request.path.parts:
+        monkeypatch.delenv("LONGREAD_MODELS", raising=False)
     return folder
 
 
