@@ -188,7 +188,9 @@ class Page:
         on(self.ask.click, Seat.ask, [self.question], clears=[self.question])
         on(self.stop.click, Seat.stop)
         self._on(self.timer.tick, None)
-        self.place.change(None, [self.place], None, js=_REMEMBER, queue=False)
+        self.place.change(
+            None, [self.place], None, js=_REMEMBER, queue=False, show_progress="hidden"
+        )
 
     def _on(
         self,
