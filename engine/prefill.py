@@ -137,15 +137,18 @@ def _ceiling(cache: DocCache, config: PrefillConfig) -> int | None:
     """Most entries a head may hold, so that compact positions stay inside the trained window."""
     if cache.positions_mode == "original":
         return None
-    ceiling = cache.geometry.window - max(config.chunk_tokens, RESERVE_TOKENS)
-    budget = config.eviction.budget_tokens
-    needed = config.eviction.protected_tokens if budget is None else 0
-    if budget is None or ceiling <= config.eviction.protected_tokens:
+    if config.eviction.budget_tokens is None:
         raise InvalidSetting(
-            f"Compact positions need a budget, and a window above "
-            f"{max(config.chunk_tokens, RESERVE_TOKENS) + max(needed, 1)} tokens; "
-            f"the model's is {cache.geometry.window}.",
-            "Set a budget or smaller chunks.",
+            "Compact positions need a budget: a whole text does not fit the trained window.",
+            "Set a budget.",
+        )
+    reserve = max(config.chunk_tokens, RESERVE_TOKENS)
+    ceiling = cache.geometry.window - reserve
+    if ceiling <= config.eviction.protected_tokens:
+        raise InvalidSetting(
+            f"The model's window of {cache.geometry.window} tokens has no room for the "
+            f"{config.eviction.protected_tokens} protected entries beside {reserve} new tokens.",
+            "Use smaller chunks, or a model with a larger window.",
         )
     return ceiling
 

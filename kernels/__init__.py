@@ -18,14 +18,14 @@ from kernels.reference import key_mass, merge
 __all__ = ["attend", "attend_causal", "backend_for", "describe", "force", "key_mass", "merge"]
 
 _forced: str | None = None
-_MIN_FUSED_DTYPES = (torch.float32, torch.bfloat16)
+_FUSED_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def backend_for(q: Tensor) -> str:
     """Name of the backend that serves these queries: "cpu" or "reference"."""
     if _forced is not None:
         return _forced
-    fused = q.device.type == "cpu" and q.dtype in _MIN_FUSED_DTYPES
+    fused = q.device.type == "cpu" and q.dtype in _FUSED_DTYPES
     return "cpu" if fused else "reference"
 
 

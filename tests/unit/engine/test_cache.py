@@ -138,6 +138,18 @@ def test_original_positions_beyond_the_window_are_refused() -> None:
         prefill(model, tokens(300), PrefillConfig(32, pruned(positions="original")), RandomScorer())
 
 
+def test_compact_positions_without_a_budget_are_refused() -> None:
+    rules = EvictionConfig(budget_tokens=None, positions="compact")
+    with pytest.raises(InvalidSetting, match="need a budget"):
+        prefill(tiny_model(), tokens(50), PrefillConfig(32, rules), RandomScorer())
+
+
+def test_a_window_without_room_for_what_is_protected_is_refused() -> None:
+    model = tiny_model(max_position_embeddings=2060)
+    with pytest.raises(InvalidSetting, match="window of 2060"):
+        prefill(model, tokens(50), PrefillConfig(32, pruned(positions="compact")), RandomScorer())
+
+
 def test_an_answer_that_would_leave_the_window_is_refused() -> None:
     model = tiny_model(max_position_embeddings=256)
     config = PrefillConfig(32, pruned(positions="original"))

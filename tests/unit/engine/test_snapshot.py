@@ -55,9 +55,11 @@ def test_saving_again_replaces_the_old_one(tmp_path: Path) -> None:
 
 def test_a_crash_between_the_renames_is_undone(tmp_path: Path) -> None:
     model = tiny_model()
-    saved(tmp_path / "s", model)
+    cache = saved(tmp_path / "s", model)
     (tmp_path / "s").rename(tmp_path / "s.old")
-    load_snapshot(tmp_path / "s", model=model)
+    loaded, _ = load_snapshot(tmp_path / "s", model=model)
+    assert answer(model, loaded) == answer(model, cache)
+    assert [p.name for p in tmp_path.iterdir()] == ["s"]
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "layers-000.safetensors", "state.safetensors"])
