@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sqlite_utils import Database
@@ -11,6 +13,25 @@ from sqlite_utils import Database
 from app.migrations import migrations
 
 BUSY_TIMEOUT_S = 30.0
+
+
+class _WriteFirstDatabase(Database):
+    """Transactions take the write lock as they begin.
+
+    sqlite-utils begins them deferred: one that reads first and then writes is refused at once, not
+    after BUSY_TIMEOUT_S, if another thread committed in between.
+    """
+
+    @contextmanager
+    def atomic(self) -> Iterator[Database]:
+        """See Database.atomic; nested blocks are savepoints as before."""
+        if self.conn.in_transaction:
+            with super().atomic():
+                yield self
+            return
+        self.conn.execute("BEGIN IMMEDIATE")
+        with self.conn:  # commits, or rolls back on an error
+            yield self
 
 
 class ThreadDatabase:
@@ -40,7 +61,7 @@ class ThreadDatabase:
             )
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("PRAGMA synchronous = NORMAL")
-            db = Database(connection, execute_plugins=False)
+            db = _WriteFirstDatabase(connection, execute_plugins=False)
             with self._lock:
                 self._connections.append(connection)
             self._local.db = db

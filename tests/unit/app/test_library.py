@@ -172,6 +172,29 @@ def test_threads_write_at_the_same_time(library: Library) -> None:
     assert len(library.messages(SESSION)) == 160
 
 
+def test_a_write_that_looks_first_is_not_overtaken(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread writes between the look and the write; SQLite refuses that without waiting."""
+    add_session(library)
+    look = library._has_session
+    other = threading.Thread(target=library.add_question, args=(SESSION, "Who?"))
+
+    def slow_look(session_id: str) -> bool:
+        found = look(session_id)
+        if threading.current_thread() is not other and not other.ident:
+            other.start()
+            other.join(0.5)
+        return found
+
+    monkeypatch.setattr(library, "_has_session", slow_look)
+    second = "cd" * 12
+    add_session(library, second)
+    other.join()
+    assert library.session(second).state == "reading"
+    assert [m.text for m in library.messages(SESSION)] == ["Who?", ""]
+
+
 def test_jobs_of_a_dead_program_are_interrupted_and_ours_are_not(library: Library) -> None:
     store = JobStore(library.database)
     ours, theirs = store.add("ingest", {"path": "a"}), store.add("ingest", {"path": "b"})
