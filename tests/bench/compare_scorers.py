@@ -15,7 +15,6 @@ import csv
 import statistics
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,11 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from engine.attention import decoder_of
-from engine.cache import DocCache, LayerCache
-from engine.eviction import EvictionConfig, HeadEntries, select
+from engine.cache import DocCache
+from engine.eviction import EvictionConfig
 from engine.loader import load_model
 from engine.prefill import PrefillConfig, prefill
+from engine.pruning import pruned
 from engine.scoring import LayerStep, Scorer, spread
 from heads.catalog import make_scorer, scorer_names
 
@@ -65,32 +65,6 @@ class AllScorers(Scorer):
         for layer in self.found["surprisal"]:
             self.found["surprisal"][layer] = spread(self.surprisals, n_kv_heads)
         return self.found
-
-
-def pruned(cache: DocCache, scores: dict[int, Tensor], config: EvictionConfig) -> DocCache:
-    """A copy of a full cache with only what `select` keeps."""
-    entries = [
-        [HeadEntries(row, layer.positions[layer.rows(h)]) for h, row in enumerate(scores[n])]
-        for n, layer in enumerate(cache.layers)
-    ]
-    layers = []
-    for layer, row in zip(
-        cache.layers, select(entries, config, cache.n_seen, last=True), strict=True
-    ):
-        index = torch.cat([i + layer.offsets[h] for h, i in enumerate(row)])
-        offsets = [0]
-        for i in row:
-            offsets.append(offsets[-1] + len(i))
-        layers.append(
-            LayerCache(
-                layer.keys[index],
-                layer.values[index],
-                tuple(offsets),
-                layer.positions[index],
-                layer.scores[index],
-            )
-        )
-    return replace(cache, layers=layers, _readable=[]).freeze()
 
 
 @torch.inference_mode()

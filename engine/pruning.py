@@ -1,0 +1,56 @@
+"""Evicting from a cache that is already whole: by the scores it carries, or by others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from engine.cache import DocCache, LayerCache
+from engine.eviction import EvictionConfig, HeadEntries, select
+
+
+def pruned(
+    cache: DocCache,
+    scores: Mapping[int, Tensor] | None,
+    config: EvictionConfig,
+    *,
+    last: bool = True,
+    ceiling: int | None = None,
+) -> DocCache:
+    """A copy of a cache with only what `select` keeps; frozen like the original.
+
+    scores  per layer [n_kv_heads, n] or a list of one tensor [kept] per KV head, fp32, higher =
+            keep; None uses the scores in the cache
+    last    see engine.eviction.select
+    """
+    entries = [
+        [
+            HeadEntries(_row(scores, number, layer, head), layer.positions[layer.rows(head)])
+            for head in range(len(layer.lengths))
+        ]
+        for number, layer in enumerate(cache.layers)
+    ]
+    chosen = select(entries, config, cache.n_seen, last=last, ceiling=ceiling)
+    layers = [
+        _gathered(layer, row, [e.scores for e in heads])
+        for layer, row, heads in zip(cache.layers, chosen, entries, strict=True)
+    ]
+    return replace(cache, layers=layers, _readable=[])
+
+
+def _row(scores: Mapping[int, Tensor] | None, number: int, layer: LayerCache, head: int) -> Tensor:
+    return layer.scores[layer.rows(head)] if scores is None else scores[number][head]
+
+
+def _gathered(layer: LayerCache, chosen: list[Tensor], scores: list[Tensor]) -> LayerCache:
+    index = torch.cat([rows + layer.offsets[head] for head, rows in enumerate(chosen)])
+    offsets = [0]
+    for rows in chosen:
+        offsets.append(offsets[-1] + len(rows))
+    kept = torch.cat([s[rows] for s, rows in zip(scores, chosen, strict=True)])
+    return LayerCache(
+        layer.keys[index], layer.values[index], tuple(offsets), layer.positions[index], kept
+    )
