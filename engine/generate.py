@@ -94,7 +94,7 @@ def generate(
     book costs nothing. Changes the view: prompt and answer are appended.
     """
     reused = round(view.cache.kept_tokens) + view.n_tail
-    _check_room(view, len(prompt_ids) + sampling.max_new_tokens)
+    check_room(view, len(prompt_ids) + sampling.max_new_tokens)
     started = time.perf_counter()
     logits = forward(model, view, prompt_ids)
     chooser = _Chooser(sampling, prompt_ids)
@@ -118,7 +118,7 @@ def generate(
     return Generation(chosen, len(prompt_ids), reused, first_at - started, rate, finish)
 
 
-def _check_room(view: CacheView, n_wanted: int) -> None:
+def check_room(view: CacheView, n_wanted: int) -> None:
     """Refuse what would leave the trained window, instead of answering from nowhere."""
     cache = view.cache
     used = (
