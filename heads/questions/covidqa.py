@@ -1,0 +1,15 @@
+"""COVID-QA: scientific articles in the SQuAD layout, one document each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from heads.questions import squad
+from heads.questions.documents import QuestionDocument, merge_same_context
+
+
+def build(path: Path) -> list[QuestionDocument]:
+    """Every article with its questions. Raises SourceMissing, SourceMalformed."""
+    return merge_same_context(
+        text for article in squad.articles(path, "covidqa") for text in article
+    )
