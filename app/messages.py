@@ -1,7 +1,7 @@
 """Every refusal in plain words: what happened, what to do next, and the exit code of the command.
 
 Errors carry their own cause and next step; the table adds the exit code, and words for those that
-were raised without any. A test proves that every class of both error trees has its own row.
+were raised without any. A test proves that every class of the error trees has its own row.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from app.errors import AppError
 from engine import errors as engine
+from heads.questions import errors as questions
 from ingest import errors as ingest
 
 EXIT_DONE = 0
@@ -90,6 +91,30 @@ _TABLE: dict[type[Exception], Message] = {
         "Read the document again: add --reread.",
         EXIT_FAULT,
     ),
+    questions.QuestionsError: Message(
+        "The question set cannot be built.", "See what is asked for with --help.", EXIT_ARGUMENTS
+    ),
+    questions.UnknownSet: Message(
+        "There is no such question set.", "See what is asked for with --help.", EXIT_ARGUMENTS
+    ),
+    questions.UnknownPart: Message(
+        "The set has no such part.", "Choose another with --part.", EXIT_ARGUMENTS
+    ),
+    questions.SourceMissing: Message(
+        "The set's files are not there.", "Name them with --source.", EXIT_ARGUMENTS
+    ),
+    questions.SourceMalformed: Message(
+        "The set's files are not in its layout.", "Fetch them again.", EXIT_DOCUMENT
+    ),
+    questions.BadRequest: Message(
+        "A number is out of its bounds.", "Choose another value.", EXIT_ARGUMENTS
+    ),
+    questions.NothingLeft: Message(
+        "No document meets what was asked for.", "Ask for less.", EXIT_ARGUMENTS
+    ),
+    questions.OutputUnwritable: Message(
+        "The set cannot be written.", "Name another file with --out.", EXIT_ARGUMENTS
+    ),
     ingest.IngestError: Message(
         "The document cannot be read.", "Try another copy of the file.", EXIT_DOCUMENT
     ),
@@ -154,7 +179,7 @@ def explain(error: BaseException) -> Message | None:
         return _TABLE[engine.NotEnoughMemory]
     if isinstance(error, KeyboardInterrupt):
         return Message("Interrupted.", "", EXIT_INTERRUPTED)
-    if isinstance(error, engine.EngineError | ingest.IngestError):
+    if isinstance(error, engine.EngineError | ingest.IngestError | questions.QuestionsError):
         for kind in type(error).__mro__:
             row = _TABLE.get(kind)
             if row is not None:

@@ -15,7 +15,10 @@ from app.commands.common import page_range
 from app.progress import ProgressLine, RateMeter, clock_text
 from tests.unit.app.tiny_reader import BOOK, use_tiny_model
 
-COMMANDS = ["ui", "ask", "ingest", "sessions", "delete", "export", "import", "models", "doctor"]
+COMMANDS = [
+    *("ui", "ask", "ingest", "sessions", "delete", "export", "import", "models"),
+    *("questions", "doctor"),
+]
 TINY = ["--model", "tiny", "--budget", "400", "--chunk", "128"]
 ROOT = Path(__file__).resolve().parents[3]
 

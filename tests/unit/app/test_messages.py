@@ -11,6 +11,7 @@ from app import errors as app_errors
 from app import messages
 from app.messages import Message, explain, is_mapped
 from engine import errors as engine_errors
+from heads.questions import errors as questions_errors
 from ingest import errors as ingest_errors
 
 
@@ -21,11 +22,15 @@ def tree(root: type[Exception]) -> Iterator[type[Exception]]:
         yield from tree(kind)
 
 
-ALL = [*tree(engine_errors.EngineError), *tree(ingest_errors.IngestError)]
+ALL = [
+    *tree(engine_errors.EngineError),
+    *tree(ingest_errors.IngestError),
+    *tree(questions_errors.QuestionsError),
+]
 
 
 @pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
-def test_every_class_of_both_trees_has_its_own_row(kind: type[Exception]) -> None:
+def test_every_class_of_the_trees_has_its_own_row(kind: type[Exception]) -> None:
     assert is_mapped(kind)
 
 
