@@ -78,6 +78,11 @@ _TABLE: dict[type[Exception], Message] = {
     engine.ScorerUnavailable: Message(
         "The scorer cannot be had for this model.", "Choose another with --scorer.", EXIT_MODEL
     ),
+    engine.QuestionSetBad: Message(
+        "The question set cannot be used.",
+        'Each line is {"context": str, "questions": [{"question": str, "answers": [str]}]}.',
+        EXIT_DOCUMENT,
+    ),
     engine.SnapshotError: Message(
         "The saved session cannot be used.",
         "Read the document again: add --reread.",

@@ -11,6 +11,7 @@ EngineError                 cause and next_step are for the user
 |- NotEnoughDisk
 |- PrefillStopped           the user stopped the reading; carries the state so far
 |- ScorerUnavailable        no such scorer, or it does not fit the model
+|- QuestionSetBad           a file of questions and answers that cannot be used; names the line
 `- SnapshotError
    |- SnapshotCorrupt       a file of the snapshot is damaged; carries its name
    `- SnapshotMismatch      made by another model or setting; carries the field
@@ -76,6 +77,10 @@ class PrefillStopped(EngineError):
 
 class ScorerUnavailable(EngineError):
     """No such scorer, or one that does not fit this model."""
+
+
+class QuestionSetBad(EngineError):
+    """A file of questions and answers cannot be used; the cause names the line."""
 
 
 class SnapshotError(EngineError):

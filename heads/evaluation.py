@@ -1,0 +1,290 @@
+"""Measures scorers: what answers lose when a cache keeps a share of its entries.
+
+Each document is read once with nothing evicted, which gives the full cache's marks. A scorer's
+cache is that one, pruned by what the scorer said during the reading; or, chunked, it is read by
+itself with evictions after every chunk, as the application reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from engine.batch import generate_together, nll_together
+from engine.errors import InvalidSetting, ScorerUnavailable
+from engine.eviction import RESERVE_TOKENS, Allocation, EvictionConfig
+from engine.prefill import PrefillConfig, prefill
+from engine.pruning import pruned
+from engine.scorers.several import SeveralScorers
+from engine.scoring import Scorer
+from heads.catalog import DEFAULT_ALLOCATION
+from heads.metrics import answer_recall, token_f1
+from heads.oracles import ORACLES, Asked, Prefix
+from heads.question_set import QuestionedDocument
+from heads.results import DocumentResult, ResultLog, Row
+
+if TYPE_CHECKING:
+    from engine.cache import DocCache
+    from engine.loader import LoadedModel
+
+FULL = "full"
+
+
+class Layout(Protocol):
+    """How texts are laid out for a model: see app.prompts.Layout."""
+
+    tokenizer: Any
+
+    def prefix(self, text: str) -> Prefix:
+        """A document's tokens, read once."""
+        ...
+
+    def tail(self, question: str) -> list[int]:
+        """A question's tokens, up to where the answer begins."""
+        ...
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """What to measure.
+
+    scorers         names of the catalogue or of ORACLES, in the order of the report
+    kept            shares of a document's tokens to keep, each above 0 and at most 1
+    chunked         read anew for every row, with evictions; oracles prune the full cache even so
+    chunk_tokens    tokens a forward pass, of full and chunked readings
+    allocation      how the budget is shared out; None: the catalogue's default
+    sink_tokens     first tokens that always stay; None: the document's header
+    max_new_tokens  longest generated answer
+    generate        False leaves out the answers: likelihoods only
+    oracle          the oracle that every row's kept entries are compared with
+    full            False leaves out the full reading, for documents beyond the trained window
+    """
+
+    scorers: tuple[str, ...]
+    kept: tuple[float, ...]
+    chunked: bool = False
+    chunk_tokens: int = 1024
+    allocation: Allocation | None = None
+    sink_tokens: int | None = None
+    max_new_tokens: int = 32
+    generate: bool = True
+    oracle: str | None = None
+    full: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.scorers or not self.kept:
+            raise InvalidSetting("There is nothing to measure.", "Name a scorer and a share.")
+        for kept in self.kept:
+            if not 0 < kept <= 1:
+                raise InvalidSetting(f"The share {kept} is not above 0 and at most 1.")
+        if self.oracle is not None and self.oracle not in ORACLES:
+            known = ", ".join(sorted(ORACLES)) or "none yet"
+            raise ScorerUnavailable(f"There is no oracle '{self.oracle}'.", f"Known: {known}.")
+        if not self.full and (not self.chunked or self.oracle_names):
+            raise InvalidSetting(
+                "Pruning and oracles need the full reading.",
+                "Measure chunked readings of scorers, or leave the full reading in.",
+            )
+
+    @property
+    def oracle_names(self) -> list[str]:
+        """Every oracle that is needed, each once."""
+        return [n for n in dict.fromkeys([*self.scorers, self.oracle or ""]) if n in ORACLES]
+
+    def eviction(self, n_tokens: int, n_header: int, kept: float) -> EvictionConfig:
+        """The budget for a document of n_tokens: never less than one above what is protected."""
+        sinks = n_header if self.sink_tokens is None else self.sink_tokens
+        least = EvictionConfig(None, sink_tokens=sinks).protected_tokens + 1
+        return EvictionConfig(
+            budget_tokens=max(round(kept * n_tokens), least),
+            allocation=self.allocation or DEFAULT_ALLOCATION,
+            sink_tokens=sinks,
+        )
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A document that was left out, and why."""
+
+    name: str
+    cause: str
+
+
+def evaluate(
+    model: LoadedModel,
+    layout: Layout,
+    documents: Sequence[QuestionedDocument],
+    settings: EvalSettings,
+    make_scorer: Callable[[str], Scorer],
+    *,
+    log: ResultLog | None = None,
+    on_document: Callable[[int, DocumentResult | Refused], None] | None = None,
+) -> tuple[list[DocumentResult], list[Refused]]:
+    """Measure every document; returns the results, and the documents that could not be read.
+
+    make_scorer  gives the scorer of a name; asked once per name
+    log          documents found there under the same settings are not measured again
+    on_document  gets each document's number, from 0, and what came of it
+    Raises       what make_scorer raises; InvalidSetting if every document was refused
+    """
+    scorers = {n: make_scorer(n) for n in settings.scorers if n not in ORACLES}
+    log = log or ResultLog(None)
+    results: list[DocumentResult] = []
+    refused: list[Refused] = []
+    for number, document in enumerate(documents):
+        reading = _Reading(model, layout, document, settings, scorers)
+        cause = reading.refusal()
+        if cause is not None:
+            refused.append(Refused(document.name, cause))
+            outcome: DocumentResult | Refused = refused[-1]
+        else:
+            found = log.get(reading.key())
+            if found is None:
+                found = reading.measure()
+                log.add(reading.key(), found)
+            results.append(found)
+            outcome = found
+        if on_document is not None:
+            on_document(number, outcome)
+    if not results:
+        raise InvalidSetting(refused[0].cause if refused else "There are no documents.")
+    return results, refused
+
+
+class _Reading:
+    """One document under one model and setting."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        layout: Layout,
+        document: QuestionedDocument,
+        settings: EvalSettings,
+        scorers: Mapping[str, Scorer],
+    ) -> None:
+        self.model, self.layout, self.document = model, layout, document
+        self.settings, self.scorers = settings, scorers
+        self.prefix = layout.prefix(document.text)
+        self.asked: list[Asked] = [
+            (layout.tail(q.text), self._plain_ids(q.answers[0])) for q in document.questions
+        ]
+        self._several = SeveralScorers({} if settings.chunked else scorers)
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.prefix.token_ids)
+
+    def refusal(self) -> str | None:
+        """Why the document cannot be read whole, if it cannot."""
+        window = self.model.geometry.window
+        if not self.settings.full or self.n_tokens + RESERVE_TOKENS <= window:
+            return None
+        return (
+            f"{self.document.name} has {self.n_tokens} tokens; the full reading needs them and "
+            f"{RESERVE_TOKENS} more inside the model's window of {window}."
+        )
+
+    def key(self) -> str:
+        """What the result depends on; changed code is not noticed."""
+        parts = {
+            "tokens": self.prefix.token_ids,
+            "header": self.prefix.n_header,
+            "asked": self.asked,
+            "answers": [q.answers for q in self.document.questions],
+            "settings": asdict(self.settings),
+            "allocation": self.settings.allocation or DEFAULT_ALLOCATION,
+            "scorers": {name: scorer.digest() for name, scorer in self.scorers.items()},
+            "model": self.model.fingerprint,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def measure(self) -> DocumentResult:
+        """Read, prune and ask."""
+        settings = self.settings
+        full = None
+        if settings.full:
+            started = time.perf_counter()
+            full = self._row(FULL, 1.0, self._full, None, started)
+        oracles = self._oracle_scores  # now, so that their time is nobody's
+        rows = []
+        for kept in settings.kept:
+            rules = settings.eviction(self.n_tokens, self.prefix.n_header, kept)
+            best = None
+            if settings.oracle is not None:
+                best = pruned(self._full, oracles[settings.oracle], rules)
+            for name in settings.scorers:
+                started = time.perf_counter()
+                cache = self._cache(name, rules)
+                rows.append(self._row(name, kept, cache, best, started))
+        order = {name: n for n, name in enumerate(settings.scorers)}
+        rows.sort(key=lambda row: order[row.scorer])
+        return DocumentResult(
+            self.document.name, self.n_tokens, len(self.document.questions), full, rows
+        )
+
+    @cached_property
+    def _full(self) -> DocCache:
+        """The cache of everything; reading it, the scorers rate."""
+        config = PrefillConfig(self.settings.chunk_tokens, EvictionConfig(budget_tokens=None))
+        return prefill(self.model, self.prefix.token_ids, config, self._several)
+
+    @cached_property
+    def _oracle_scores(self) -> dict[str, dict[int, Tensor]]:
+        return {
+            name: ORACLES[name](self.model, self._full, self.prefix, self.asked)
+            for name in self.settings.oracle_names
+        }
+
+    def _cache(self, name: str, rules: EvictionConfig) -> DocCache:
+        """What is left of the document under a scorer or oracle."""
+        if name in ORACLES:
+            return pruned(self._full, self._oracle_scores[name], rules)
+        if not self.settings.chunked:
+            return pruned(self._full, self._several.scores(name), rules)
+        config = PrefillConfig(self.settings.chunk_tokens, rules)
+        return prefill(self.model, self.prefix.token_ids, config, self.scorers[name])
+
+    def _row(
+        self, name: str, kept: float, cache: DocCache, best: DocCache | None, started: float
+    ) -> Row:
+        """Ask a cache all questions."""
+        tails, answers = [t for t, _ in self.asked], [a for _, a in self.asked]
+        f1 = recall = None
+        if self.settings.generate:
+            texts = self._generated(cache, tails)
+            pairs = list(zip(texts, self.document.questions, strict=True))
+            f1 = [token_f1(text, q.answers) for text, q in pairs]
+            recall = [answer_recall(text, q.answers) for text, q in pairs]
+        nll = nll_together(self.model, [cache.view() for _ in tails], tails, answers)
+        seconds = time.perf_counter() - started
+        overlap = None if best is None else overlap_of(cache, best)
+        return Row(name, kept, f1, recall, nll, cache.nbytes, cache.kept_tokens, overlap, seconds)
+
+    def _generated(self, cache: DocCache, tails: list[list[int]]) -> list[str]:
+        ids = generate_together(
+            self.model, [cache.view() for _ in tails], tails, self.settings.max_new_tokens
+        )
+        decode = self.layout.tokenizer.decode
+        return [decode(answer, skip_special_tokens=True) for answer in ids]
+
+    def _plain_ids(self, text: str) -> list[int]:
+        encoded = self.layout.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        return list(encoded["input_ids"])
+
+
+def overlap_of(cache: DocCache, other: DocCache) -> float:
+    """Share of a cache's (layer, head, position) entries that another cache has too."""
+    shared = 0
+    for mine, theirs in zip(cache.layers, other.layers, strict=True):
+        for head in range(len(mine.lengths)):
+            positions = theirs.positions[theirs.rows(head)]
+            shared += int(torch.isin(mine.positions[mine.rows(head)], positions).sum())
+    return shared / cache.n_entries

@@ -1,0 +1,315 @@
+"""The evaluation on a tiny model: its marks are those of asking one by one, and it resumes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.batch import nll_together
+from engine.errors import InvalidSetting, QuestionSetBad, ScorerUnavailable
+from engine.eviction import EvictionConfig
+from engine.prefill import PrefillConfig, prefill
+from engine.pruning import pruned
+from engine.scoring import Scorer
+from heads import oracles
+from heads.catalog import make_scorer
+from heads.evaluation import EvalSettings, Refused, evaluate, overlap_of
+from heads.evaluation_report import make_report
+from heads.metrics import answer_recall, token_f1
+from heads.question_set import Question, QuestionedDocument, read_question_set
+from heads.results import ResultLog
+from tests.fakes import TinyModel, tiny_model, tokens
+
+HEADER = [3, 4, 5]
+SETTINGS = EvalSettings(("keydiff", "recency"), (0.9, 0.6), chunk_tokens=64, max_new_tokens=6)
+
+
+class FakeTokenizer:
+    """A token is a number in the text."""
+
+    def __call__(self, text: str, **how: Any) -> dict[str, list[int]]:
+        return {"input_ids": [int(word) for word in text.split()]}
+
+    def decode(self, ids: list[int], **how: Any) -> str:
+        return " ".join(str(i) for i in ids)
+
+
+@dataclass
+class FakePrefix:
+    token_ids: list[int]
+    n_header: int = len(HEADER)
+
+
+class FakeLayout:
+    tokenizer: Any = FakeTokenizer()
+
+    def prefix(self, text: str) -> FakePrefix:
+        return FakePrefix(HEADER + self.tokenizer(text)["input_ids"])
+
+    def tail(self, question: str) -> list[int]:
+        return [6, *self.tokenizer(question)["input_ids"], 7]
+
+
+def numbers(n: int, seed: int) -> str:
+    return FakeTokenizer().decode(tokens(n, seed))
+
+
+def document(n: int, seed: int, n_questions: int = 3) -> QuestionedDocument:
+    asked = [
+        Question(numbers(4 + i, seed + i), (numbers(2 + i, seed + 9 + i), numbers(2, seed)))
+        for i in range(n_questions)
+    ]
+    return QuestionedDocument(f"document {seed}", numbers(n, seed), tuple(asked))
+
+
+DOCUMENTS = [document(300, 1), document(210, 2, 2)]
+
+
+def measured(settings: EvalSettings, model: TinyModel | None = None, **how: Any) -> Any:
+    tiny: Any = model or tiny_model()
+    make = how.pop("make", lambda name: make_scorer(name, tiny))
+    documents = how.pop("documents", DOCUMENTS)
+    return evaluate(tiny, FakeLayout(), documents, settings, make, **how)
+
+
+def report(settings: EvalSettings, **how: Any) -> dict[str, Any]:
+    return make_report("tiny", settings, *measured(settings, **how))
+
+
+def test_a_row_is_the_pruned_full_cache_asked_one_by_one() -> None:
+    tiny: Any = tiny_model()
+    (found, _), _ = measured(SETTINGS, tiny)
+    layout, doc = FakeLayout(), DOCUMENTS[0]
+    ids = layout.prefix(doc.text).token_ids
+    cache = prefill(
+        tiny, ids, PrefillConfig(64, EvictionConfig(None)), make_scorer("keydiff", tiny)
+    )
+    rules = EvictionConfig(round(0.6 * len(ids)), "global", sink_tokens=3)
+    small = pruned(cache, None, rules)
+    rows = {(r.scorer, r.kept): r for r in found.rows}
+    assert list(rows) == [(s, k) for s in SETTINGS.scorers for k in SETTINGS.kept]
+    for source, row in ((cache, found.full), (small, rows["keydiff", 0.6])):
+        expected = [
+            nll_together(
+                tiny,
+                [source.view()],
+                [layout.tail(q.text)],
+                [layout.tokenizer(q.answers[0])["input_ids"]],
+            )[0]
+            for q in doc.questions
+        ]
+        assert row.nll == pytest.approx(expected, abs=1e-4)
+        assert row.bytes == source.nbytes
+        assert row.kept_tokens == source.kept_tokens
+
+
+def test_generated_answers_are_marked_against_the_true_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = [[5, 6], [7], [8, 9, 10]]
+    monkeypatch.setattr("heads.evaluation.generate_together", lambda model, v, p, n: said)
+    answers = [("5 6 7",), ("1", "7"), ("11",)]
+    asked = tuple(Question("5 6", a) for a in answers)
+    doc = QuestionedDocument("one", numbers(200, 1), asked)
+    (found,), _ = measured(SETTINGS, documents=[doc])
+    texts = ["5 6", "7", "8 9 10"]
+    assert found.full.f1 == [token_f1(t, a) for t, a in zip(texts, answers, strict=True)]
+    assert found.full.recall == [answer_recall(t, a) for t, a in zip(texts, answers, strict=True)]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_keeping_all_loses_nothing(chunked: bool) -> None:
+    settings = replace(SETTINGS, kept=(1.0,), chunked=chunked)
+    found = report(settings)
+    assert found["questions"] == 5 and found["documents"] == 2
+    for row in found["rows"]:
+        assert row["nll_gap"] == pytest.approx(0, abs=1e-5)
+        assert row["f1"] == found["full"]["f1"]
+        assert row["by_question_index"] == pytest.approx([0, 0, 0], abs=1e-5)
+
+
+def test_chunked_rows_are_readings_with_evictions() -> None:
+    tiny: Any = tiny_model()
+    (found, _), _ = measured(replace(SETTINGS, chunked=True, allocation="uniform"), tiny)
+    ids = FakeLayout().prefix(DOCUMENTS[0].text).token_ids
+    rules = EvictionConfig(round(0.6 * len(ids)), "uniform", sink_tokens=3)
+    cache = prefill(tiny, ids, PrefillConfig(64, rules), make_scorer("keydiff", tiny))
+    row = next(r for r in found.rows if (r.scorer, r.kept) == ("keydiff", 0.6))
+    assert row.bytes == cache.nbytes and row.kept_tokens == rules.budget_tokens
+    (whole, _), _ = measured(replace(SETTINGS, allocation="uniform"), tiny)
+    assert row.nll != next(r for r in whole.rows if (r.scorer, r.kept) == ("keydiff", 0.6)).nll
+
+
+def test_the_report_is_means_over_questions_and_errors_over_documents() -> None:
+    results, _ = measured(SETTINGS)
+    found = make_report("tiny", SETTINGS, results)
+    assert found["model"] == "tiny" and found["allocation"] == "global"
+    assert found["n_tokens"] == 3 + 255
+    for row, *parts in zip(found["rows"], *(r.rows for r in results), strict=True):
+        gaps = [
+            torch.tensor(p.nll) - torch.tensor(r.full.nll)
+            for p, r in zip(parts, results, strict=True)
+        ]
+        each = torch.stack([g.mean() for g in gaps])
+        assert row["nll_gap"] == pytest.approx(float(torch.cat(gaps).mean()), abs=1e-5)
+        assert row["nll_gap_se"] == pytest.approx(float(each.std() / 2**0.5), abs=1e-5)
+        assert row["nll"] - found["full"]["nll"] == pytest.approx(row["nll_gap"], abs=1e-5)
+        assert row["overlap"] is None
+        assert row["bytes"] == sum(p.bytes for p in parts) / 2
+
+
+def test_a_run_without_answers_has_likelihoods_alone() -> None:
+    found = report(replace(SETTINGS, generate=False))
+    assert found["full"]["f1"] is None and found["full"]["recall"] is None
+    assert all(r["f1"] is None and r["f1_ratio"] is None and r["nll"] > 0 for r in found["rows"])
+
+
+def test_the_budget_is_never_below_what_is_protected() -> None:
+    assert SETTINGS.eviction(1000, 20, 0.5).budget_tokens == 500
+    assert SETTINGS.eviction(1000, 20, 0.001).budget_tokens == 20 + 64 + 1
+    assert replace(SETTINGS, sink_tokens=4).eviction(1000, 20, 0.001).budget_tokens == 4 + 64 + 1
+
+
+def by_position(model: Any, cache: Any, prefix: Any, asked: Any) -> dict[int, torch.Tensor]:
+    """An oracle that keeps the newest, as recency does; sees two pieces of every question."""
+    assert cache.n_seen == len(prefix.token_ids) and all(len(pair) == 2 for pair in asked)
+    row = torch.arange(cache.n_seen).float().expand(2, -1)
+    return dict.fromkeys(range(len(cache.layers)), row)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_oracles_are_measured_and_compared_with(
+    chunked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(oracles.ORACLES, "newest_oracle", by_position)
+    names = ("keydiff", "recency", "newest_oracle")
+    settings = replace(SETTINGS, scorers=names, kept=(0.6,), oracle="newest_oracle")
+    keydiff, recency, newest = report(replace(settings, chunked=chunked))["rows"]
+    assert newest["overlap"] == 1 and recency["overlap"] == 1
+    assert 0 < keydiff["overlap"] < 1
+    if not chunked:
+        assert newest["nll"] == recency["nll"]
+
+
+def test_overlap_counts_entries_of_the_same_layer_and_head() -> None:
+    tiny: Any = tiny_model()
+    rules = EvictionConfig(30, "uniform", stabilizer_tokens=8, local_tokens=4)
+    whole = prefill(
+        tiny, tokens(100), PrefillConfig(100, EvictionConfig(None)), make_scorer("random", tiny)
+    )
+    small = pruned(whole, None, rules)
+    assert overlap_of(small, whole) == 1 and overlap_of(small, small) == 1
+    assert overlap_of(whole, small) == pytest.approx(0.3)
+
+
+def test_a_run_that_was_cut_off_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "log" / "run.jsonl"
+    measured(SETTINGS, documents=DOCUMENTS[:1], log=ResultLog(path))
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"version": 1, "key": "cut o')
+    read = []
+
+    class Counting(type(make_scorer("keydiff", tiny_model()))):  # type: ignore[misc]
+        def reset(self) -> None:
+            read.append(1)
+            super().reset()
+
+    def make(name: str) -> Scorer:
+        return Counting() if name == "keydiff" else make_scorer(name, tiny_model())
+
+    first, _ = measured(SETTINGS, log=ResultLog(path), make=make)
+    n_resets = len(read)
+    again, _ = measured(SETTINGS, log=ResultLog(path), make=make)
+    assert again == first
+    assert [r.name for r in again] == [d.name for d in DOCUMENTS]
+    once = n_resets - (len(read) - n_resets)
+    assert once == 1, "only the second document was read, and only once"
+    measured(replace(SETTINGS, kept=(0.5,)), log=ResultLog(path))
+    assert len(path.read_text(encoding="utf-8").splitlines()) == 5
+
+
+def test_a_document_beyond_the_window_is_refused_and_the_rest_measured() -> None:
+    outcomes: list[Any] = []
+    documents = [document(2100, 3), DOCUMENTS[1]]
+    results, refused = measured(
+        SETTINGS, documents=documents, on_document=lambda n, o: outcomes.append((n, o))
+    )
+    assert [r.name for r in results] == ["document 2"]
+    assert refused[0].name == "document 3" and "2103 tokens" in refused[0].cause
+    assert outcomes[0] == (0, refused[0]) and isinstance(outcomes[0][1], Refused)
+    with pytest.raises(InvalidSetting, match="window of 4096"):
+        measured(SETTINGS, documents=documents[:1])
+
+
+def test_without_a_full_reading_a_long_document_is_read_in_chunks() -> None:
+    settings = replace(
+        SETTINGS, scorers=("recency",), kept=(0.1,), chunked=True, full=False, chunk_tokens=512
+    )
+    found = report(settings, documents=[document(2100, 3)])
+    assert found["full"]["nll"] is None
+    (row,) = found["rows"]
+    assert row["nll"] > 0 and row["nll_gap"] is None and row["by_question_index"] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"scorers": ()}, InvalidSetting),
+        ({"kept": (0.5, 0.0)}, InvalidSetting),
+        ({"kept": (1.5,)}, InvalidSetting),
+        ({"full": False}, InvalidSetting),
+        ({"oracle": "none_such"}, ScorerUnavailable),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(
+    changes: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        replace(SETTINGS, **changes)
+
+
+GOOD = '{"context": "c", "questions": [{"question": "q", "answers": ["a", "b"]}]}'
+
+
+def test_a_question_set_is_read_up_to_what_was_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "set.jsonl"
+    two = GOOD.replace("]}]", ']}, {"question": "r", "answers": ["d"]}]')
+    path.write_text(f"{two}\n\n{GOOD}\nnot JSON\n", encoding="utf-8")
+    first, second = read_question_set(path, 2)
+    assert [q.text for q in first.questions] == ["q", "r"]
+    assert second.questions == (Question("q", ("a", "b")),)
+    assert second.name == "set.jsonl, line 3"
+    assert len(read_question_set(path, 1, 1)[0].questions) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"{GOOD}\n{{", "line 2 is not JSON"),
+        ("[]", "list where an object"),
+        ('{"questions": []}', "'context'"),
+        ('{"context": "c"}', "'questions'"),
+        ('{"context": "c", "questions": []}', "'questions'"),
+        ('{"context": "c", "questions": ["q"]}', "str where an object"),
+        (GOOD.replace('["a", "b"]', "[]"), "'answers' of 'q'"),
+        (GOOD.replace('["a", "b"]', '"a"'), "'answers' of 'q'"),
+        (GOOD.replace('"b"', '" "'), "'answers' of 'q'"),
+        ("\n", "no documents"),
+    ],
+)
+def test_a_bad_question_set_is_refused_by_its_line(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "set.jsonl"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(QuestionSetBad, match=said):
+        read_question_set(path)
+
+
+def test_a_question_set_that_is_no_text_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "set.jsonl").write_bytes(b"\xff\xfe\x00")
+    for path, said in ((tmp_path / "set.jsonl", "UTF-8"), (tmp_path / "none", "cannot be read")):
+        with pytest.raises(QuestionSetBad, match=said):
+            read_question_set(path)
