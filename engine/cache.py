@@ -202,6 +202,10 @@ class ReadLayer:
         """The rotated keys of each KV head: [1, length, head_dim]."""
         return [k for block in self.keys for k in block.split(1)]
 
+    def value_heads(self) -> list[Tensor]:
+        """The values of each KV head: [1, length, head_dim]."""
+        return [v for block in self.values for v in block.split(1)]
+
 
 def _even_runs(lengths: list[int]) -> list[tuple[int, int, int]]:
     """(first head, number of heads, their length) for each run of equal neighbours."""
@@ -262,6 +266,10 @@ class CacheView:
         """Tokens appended on top of the document."""
         tail = self._tail_k[-1]
         return 0 if tail is None else tail.shape[1]
+
+    def entries(self, layer: int) -> ReadLayer:
+        """The document's entries of a layer as this view reads them."""
+        return self._readable[layer]
 
     def fork(self) -> CacheView:
         """A second view that goes its own way from here; tails are shared until either grows."""

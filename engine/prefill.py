@@ -7,7 +7,7 @@ new entries; after the whole forward, evict down to the budget (Locret, arXiv 24
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +25,7 @@ from engine.cache import (
 )
 from engine.errors import InvalidSetting, PrefillStopped
 from engine.eviction import RESERVE_TOKENS, EvictionConfig, HeadEntries, select
+from engine.pruning import pruned
 from engine.scoring import LayerStep, Scorer, group_mean
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def prefill(
     stop: Callable[[], bool] | None = None,
     on_checkpoint: Callable[[DocCache], None] | None = None,
     checkpoint_every_chunks: int = 8,
+    see_whole: Callable[[DocCache], None] | None = None,
 ) -> DocCache:
     """Read `token_ids` into a frozen cache.
 
@@ -77,6 +79,7 @@ def prefill(
     on_progress    (tokens done, tokens in all), after each chunk
     stop           asked before each chunk; true raises PrefillStopped, which carries the cache
     on_checkpoint  gets the cache every `checkpoint_every_chunks` chunks, not after the last
+    see_whole      gets the cache after each chunk, frozen, before anything of it is evicted
     Raises         InvalidSetting if the document or the resumed state cannot be read this way
     """
     ids = torch.as_tensor(token_ids, dtype=torch.int64)
@@ -89,7 +92,9 @@ def prefill(
             raise PrefillStopped(cache, cache.n_seen, len(ids))
         chunk = ids[cache.n_seen : cache.n_seen + config.chunk_tokens]
         last = cache.n_seen + len(chunk) == len(ids)
-        read_chunk(model, cache, chunk, config, scorer, last=last, ceiling=ceiling)
+        read_chunk(
+            model, cache, chunk, config, scorer, last=last, ceiling=ceiling, see_whole=see_whole
+        )
         n_chunks += 1
         if on_progress is not None:
             on_progress(cache.n_seen, len(ids))
@@ -162,8 +167,12 @@ def read_chunk(
     *,
     last: bool,
     ceiling: int | None = None,
+    see_whole: Callable[[DocCache], None] | None = None,
 ) -> None:
-    """Read one chunk [n] of token ids and evict down to the budget. Changes the cache in place."""
+    """Read one chunk [n] of token ids and evict down to the budget. Changes the cache in place.
+
+    see_whole  gets the cache, frozen, while it still holds the whole chunk
+    """
     step = ChunkStore(cache, scorer, len(chunk))
     chunk = chunk.to(model.device)
     hidden = decoder_of(model.model)(
@@ -173,7 +182,12 @@ def read_chunk(
         step.replace_scores(_prediction_scores(model, cache, hidden, chunk, scorer))
     cache.last_logits = model.model.lm_head(hidden[-1]).float()
     cache.token_ids = torch.cat([cache.token_ids, chunk.cpu()])
-    step.evict(config.eviction, last=last, ceiling=ceiling)
+    if see_whole is None:
+        step.evict(config.eviction, last=last, ceiling=ceiling)
+        return
+    step.evict(replace(config.eviction, budget_tokens=None), last=False, ceiling=None)
+    see_whole(replace(cache, frozen=True))
+    cache.layers = pruned(cache, None, config.eviction, last=last, ceiling=ceiling).layers
 
 
 def _prediction_scores(

@@ -1,0 +1,267 @@
+"""What heads are trained on: a document's hidden states and labels, kept on disk.
+
+A document is read once in chunks. After each chunk, while it is still whole, the model is asked to
+repeat it (labels `kvzip`, `kvzip_plus`); after the last, with nothing evicted, questions about the
+document are sent with their answers (labels `questions`, and `cis` for Locret). Forward
+passes only. A second round is read on-policy: with eviction by trained heads, so that the hidden
+states are those that heads will see at work; the questions' labels then come from the first round.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from engine.cache import DocCache
+from engine.eviction import EvictionConfig
+from engine.prefill import PrefillConfig, prefill
+from engine.scorers.recency import RecencyScorer
+from engine.scoring import LayerStep, Scorer
+from heads.labels import Kind, Labels, Probe, measure
+
+if TYPE_CHECKING:
+    from engine.loader import LoadedModel
+
+REPLAY = "Repeat the document word for word."
+REPLAY_FROM = "Repeat the document word for word, from the part that follows: {before}"
+_BEFORE_TOKENS = 8
+_REPLAY_KINDS: tuple[Kind, ...] = ("kvzip", "kvzip_plus")
+
+
+class Laid(Protocol):
+    """A document in the prompt's layout; app.prompts.Prefix is one."""
+
+    token_ids: list[int]
+    n_header: int
+    n_document: int
+
+
+class Layout(Protocol):
+    """How documents and questions are laid out; app.prompts.Layout is one."""
+
+    tokenizer: Any
+
+    def prefix(self, text: str) -> Any:
+        """The tokens up to the end of the document: a Laid."""
+        ...
+
+    def tail(self, question: str) -> list[int]:
+        """The tokens appended for a question."""
+        ...
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One document's training material.
+
+    hidden  [n_layers, n, hidden_size] fp16, the input of each layer's attention
+    labels  per name [n_layers, n_kv_heads, n] fp16, higher = keep
+    n_header tokens of the layout in front of the document, n_tokens everything read
+    """
+
+    hidden: Tensor
+    labels: dict[str, Tensor]
+    n_header: int
+
+    @property
+    def n_tokens(self) -> int:
+        return self.hidden.shape[1]
+
+
+class Recorder(Scorer):
+    """Keeps the hidden states of a reading; scores as another scorer does."""
+
+    wants_hidden = True
+
+    def __init__(self, inner: Scorer) -> None:
+        self.inner, self.name = inner, inner.name
+        self.wants_mass, self.wants_logits = inner.wants_mass, inner.wants_logits
+        self._hidden: dict[int, list[Tensor]] = {}
+
+    def reset(self) -> None:
+        self.inner.reset()
+        self._hidden = {}
+
+    def score(self, step: LayerStep) -> Tensor:
+        assert step.hidden is not None
+        self._hidden.setdefault(step.layer, []).append(step.hidden.half().cpu())
+        return self.inner.score(step)
+
+    def rescore(self, step: LayerStep, kept: list[Tensor]) -> list[Tensor]:
+        return self.inner.rescore(step, kept)
+
+    def see_logits(self, logits: Tensor, token_ids: Tensor) -> Tensor | None:
+        return self.inner.see_logits(logits, token_ids)
+
+    def hidden(self) -> Tensor:
+        """[n_layers, n, hidden_size] fp16 of everything read."""
+        return torch.stack([torch.cat(self._hidden[i]) for i in sorted(self._hidden)])
+
+
+@dataclass(frozen=True)
+class RecordSettings:
+    """How a document is read for training.
+
+    max_tokens    longer documents are cut there, and their questions left out
+    chunk_tokens  tokens a forward pass and a replayed piece
+    kept          None reads with the full cache; else the on-policy budget as a fraction
+    replay        whether to measure the replay labels
+    max_questions sent for each document, evenly chosen
+    """
+
+    max_tokens: int = 4096
+    chunk_tokens: int = 1024
+    kept: float | None = None
+    replay: bool = True
+    max_questions: int = 16
+
+
+def record(
+    model: LoadedModel,
+    layout: Layout,
+    document: Mapping[str, Any],
+    settings: RecordSettings,
+    grams: Sequence[Tensor],
+    scorer: Scorer | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Recording:
+    """Read one document {context, questions} and measure its labels.
+
+    scorer  needed with `settings.kept`: who evicts
+    """
+    prefix = layout.prefix(document["context"])
+    n_whole = prefix.n_header + prefix.n_document
+    ids = prefix.token_ids[: min(n_whole, settings.max_tokens)]
+    closing = prefix.token_ids[n_whole:]
+    recorder = Recorder(scorer or RecencyScorer())
+    replays: list[dict[Kind, Tensor]] = []
+
+    def replay(cache: DocCache) -> None:
+        first = sum(r["kvzip_plus"].shape[-1] for r in replays)
+        probe = Probe(_replay_ids(layout, ids, prefix.n_header, first, cache.n_seen, closing))
+        replays.append(_measured(model, cache, grams, [probe], first, prefix.n_header))
+
+    config = PrefillConfig(settings.chunk_tokens, _eviction(settings, len(ids)))
+    cache = prefill(
+        model,
+        ids,
+        config,
+        recorder,
+        see_whole=replay if settings.replay else None,
+        on_progress=on_progress,
+    )
+    labels: dict[str, Tensor] = {
+        kind: torch.cat([r[kind] for r in replays], dim=-1) for kind in _REPLAY_KINDS if replays
+    }
+    if settings.kept is None and len(ids) == n_whole and document["questions"]:
+        labels |= _question_labels(
+            model, layout, document, cache, grams, closing, settings.max_questions
+        )
+    halves = {name: label.half() for name, label in labels.items()}
+    return Recording(recorder.hidden(), halves, prefix.n_header)
+
+
+def _eviction(settings: RecordSettings, n_tokens: int) -> EvictionConfig:
+    if settings.kept is None:
+        return EvictionConfig(budget_tokens=None, positions="original")
+    budget = max(round(settings.kept * n_tokens), 64)
+    return EvictionConfig(
+        budget, "global", sink_tokens=4, stabilizer_tokens=0, local_tokens=0, positions="original"
+    )
+
+
+def _replay_ids(
+    layout: Layout, ids: list[int], n_header: int, first: int, end: int, closing: list[int]
+) -> list[int]:
+    """Closing of the document, request, and the piece [first, end) as the model's answer."""
+    request = REPLAY
+    if first > n_header:
+        before = layout.tokenizer.decode(ids[max(n_header, first - _BEFORE_TOKENS) : first])
+        request = REPLAY_FROM.format(before=before)
+    return [*closing, *layout.tail(request), *ids[max(first, n_header) : end]]
+
+
+def _measured(
+    model: LoadedModel,
+    cache: DocCache,
+    grams: Sequence[Tensor],
+    probes: Sequence[Probe],
+    first: int,
+    n_sinks: int,
+    kinds: Sequence[Kind] = _REPLAY_KINDS,
+) -> dict[Kind, Tensor]:
+    g = model.geometry
+    labels = Labels(kinds, g.n_layers, g.n_kv_heads, cache.n_seen - first)
+    measure(model, cache, grams, probes, labels, first=first, n_sinks=n_sinks)
+    return labels.finished()
+
+
+def _question_labels(
+    model: LoadedModel,
+    layout: Layout,
+    document: Mapping[str, Any],
+    cache: DocCache,
+    grams: Sequence[Tensor],
+    closing: list[int],
+    max_questions: int,
+) -> dict[str, Tensor]:
+    probes = []
+    for item in _spread(document["questions"], max_questions):
+        asked = [*closing, *layout.tail(item["question"])]
+        answer = layout.tokenizer(item["answers"][0], add_special_tokens=False)["input_ids"]
+        probes.append(Probe([*asked, *answer], answer_row=len(asked)))
+    found = _measured(model, cache, grams, probes, 0, 0, ("kvzip_plus", "expected", "cis"))
+    return {
+        "questions": found["kvzip_plus"],
+        "questions_expected": found["expected"],
+        "cis": found["cis"],
+    }
+
+
+def _spread(items: Sequence[Any], n: int) -> list[Any]:
+    """At most n of the items, evenly spaced."""
+    if len(items) <= n:
+        return list(items)
+    return [items[i * len(items) // n] for i in range(n)]
+
+
+def recording_path(
+    folder: Path,
+    model: LoadedModel,
+    document: Mapping[str, Any],
+    settings: RecordSettings,
+    who: str,
+) -> Path:
+    """Where a recording of exactly this model, document, settings and evictor lies."""
+    key = json.dumps(
+        [sorted(model.fingerprint.items()), document, settings.__dict__, who], sort_keys=True
+    )
+    return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
+
+
+def save_recording(path: Path, recording: Recording) -> None:
+    """Write a recording atomically."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {"hidden": recording.hidden.contiguous()}
+    tensors |= {f"label.{k}": v.contiguous() for k, v in recording.labels.items()}
+    temporary = path.with_name(path.name + ".tmp")
+    save_file(tensors, temporary, {"n_header": str(recording.n_header)})
+    temporary.replace(path)
+
+
+def load_recording(path: Path) -> Recording:
+    """Read back what `save_recording` wrote."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        labels = {n[6:]: file.get_tensor(n) for n in file.keys() if n.startswith("label.")}  # noqa: SIM118
+        return Recording(file.get_tensor("hidden"), labels, int(file.metadata()["n_header"]))

@@ -1,0 +1,241 @@
+"""Retaining heads: small trained networks that say which cache entries a reader will need.
+
+Two kinds, one file format. `LocretHead` is the published one (arXiv 2410.01805): per layer
+fc2(act(fc1([q; k; v]))) on un-rotated projections, without biases. `RetainingHead` is ours: per
+layer a two-layer network on the attention's input, trained on labels in log space that compare
+across heads and layers, so that one budget over all of them is possible.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import ScorerUnavailable
+from engine.geometry import ModelGeometry
+from engine.scoring import LayerStep, Scorer
+
+if TYPE_CHECKING:
+    from engine.loader import LoadedModel
+
+FORMAT = "longread-heads-1"
+_ACTIVATIONS = {"silu": nn.functional.silu, "gelu": nn.functional.gelu, "relu": nn.functional.relu}
+
+
+@dataclass
+class HeadCard:
+    """What a file of heads says about itself: base model, label, data, cost, commit, licence.
+
+    profile  mean share of the budget per layer and KV head, from the training labels
+    """
+
+    base_model: str = ""
+    label: str = ""
+    data: str = ""
+    cost: str = ""
+    commit: str = ""
+    licence: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+class LocretHead(nn.Module):
+    """Locret's head: fc1 [n_layers, width, (n_q_heads + 2 n_kv_heads) head_dim], fc2 [n_layers,
+    n_kv_heads, width]; scores are raw numbers that stand for pre-softmax logits.
+    """
+
+    kind = "locret"
+
+    def __init__(
+        self, geometry: ModelGeometry, width: int = 1024, activation: str = "silu"
+    ) -> None:
+        super().__init__()
+        if activation not in _ACTIVATIONS:
+            raise ScorerUnavailable(f"There is no activation '{activation}' for retaining heads.")
+        g = geometry
+        n_in = (g.n_q_heads + 2 * g.n_kv_heads) * g.head_dim
+        self.activation = activation
+        self.fc1 = nn.Parameter(torch.randn(g.n_layers, width, n_in) * 0.02)
+        self.fc2 = nn.Parameter(torch.randn(g.n_layers, g.n_kv_heads, width) * 0.02)
+
+    def forward(self, x: Tensor, layer: int) -> Tensor:
+        """x [n, n_in], the flat [q; k; v] -> scores [n, n_kv_heads] in x's dtype."""
+        inner = _ACTIVATIONS[self.activation](x @ self.fc1[layer].to(x.dtype).T)
+        return inner @ self.fc2[layer].to(x.dtype).T
+
+
+class RetainingHead(nn.Module):
+    """Our head: w1 [n_layers, width, hidden_size], b1, w2 [n_layers, n_kv_heads, width], b2."""
+
+    kind = "retaining"
+    activation = "gelu"
+
+    def __init__(self, geometry: ModelGeometry, width: int = 256) -> None:
+        super().__init__()
+        g = geometry
+        self.w1 = nn.Parameter(torch.randn(g.n_layers, width, g.hidden_size) * g.hidden_size**-0.5)
+        self.b1 = nn.Parameter(torch.zeros(g.n_layers, width))
+        self.w2 = nn.Parameter(torch.randn(g.n_layers, g.n_kv_heads, width) * width**-0.5)
+        self.b2 = nn.Parameter(torch.zeros(g.n_layers, g.n_kv_heads))
+
+    def forward(self, x: Tensor, layer: int) -> Tensor:
+        """x [n, hidden_size], the attention's input -> scores [n, n_kv_heads], log importance."""
+        inner = torch.addmm(self.b1[layer].to(x.dtype), x, self.w1[layer].to(x.dtype).T)
+        inner = nn.functional.gelu(inner)
+        return torch.addmm(self.b2[layer].to(x.dtype), inner, self.w2[layer].to(x.dtype).T)
+
+
+def flat_qkv(step: LayerStep) -> Tensor:
+    """The head's input as Locret lays it out: [n, (n_q_heads + 2 n_kv_heads) head_dim]."""
+    return torch.cat([step.q, step.k, step.v]).transpose(0, 1).flatten(1)
+
+
+class HeadScorer(Scorer):
+    """Scores with a trained head of either kind."""
+
+    def __init__(self, head: LocretHead | RetainingHead, card: HeadCard, digest: str) -> None:
+        self.head, self.card, self._digest = head, card, digest
+        self.name = head.kind
+        self.wants_hidden = isinstance(head, RetainingHead)
+
+    @torch.inference_mode()
+    def score(self, step: LayerStep) -> Tensor:
+        """See Scorer; the head computes in the activations' dtype, scores are fp32."""
+        x = step.hidden if self.wants_hidden else flat_qkv(step)
+        assert x is not None
+        out: Tensor = self.head(x, step.layer)
+        return out.float().T
+
+    def digest(self) -> str:
+        """Kind and weights: another file of heads is another scorer."""
+        return f"{self.name}:{self._digest}"
+
+
+def load_heads(path: Path, model: LoadedModel) -> HeadScorer:
+    """Heads of either kind, from our file or from a published one.
+
+    path  a .safetensors file of ours; or one with the published layout, .bin or .safetensors
+    Raises ScorerUnavailable if the file is missing, damaged, or made for another model.
+    """
+    if not path.is_file():
+        raise ScorerUnavailable(
+            f"There are no retaining heads at {path}.",
+            "Train them (train-heads), or choose another scorer.",
+        )
+    tensors, metadata = _read(path)
+    if metadata.get("format") == FORMAT:
+        head, card = _ours(path, tensors, metadata, model.geometry)
+    else:
+        head, card = _published(path, tensors, model)
+    head.requires_grad_(False).to(model.device)
+    return HeadScorer(head, card, _digest(head))
+
+
+def save_heads(path: Path, head: LocretHead | RetainingHead, card: HeadCard) -> None:
+    """Write heads in fp16 with their card, atomically."""
+    from safetensors.torch import save
+
+    metadata = {
+        "format": FORMAT,
+        "kind": head.kind,
+        "activation": head.activation,
+        "card": json.dumps(card.__dict__, sort_keys=True),
+    }
+    tensors = {name: p.detach().half().cpu().contiguous() for name, p in head.named_parameters()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(save(tensors, metadata))
+    temporary.replace(path)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata; pickles are read as weights only."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, EOFError, ValueError, RuntimeError, pickle.PickleError) as e:
+        raise ScorerUnavailable(
+            f"The heads in {path.name} cannot be read: {e}", "Fetch or train them again."
+        ) from e
+    if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in loaded.values()):
+        raise ScorerUnavailable(f"{path.name} holds no table of tensors.", "Fetch it again.")
+    return dict(loaded), {}
+
+
+def _ours(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], geometry: ModelGeometry
+) -> tuple[LocretHead | RetainingHead, HeadCard]:
+    kind = metadata.get("kind")
+    first = tensors.get("w1" if kind == "retaining" else "fc1")
+    if kind not in ("retaining", "locret") or first is None or first.dim() != 3:
+        raise ScorerUnavailable(f"{path.name} holds no retaining heads of a known kind.")
+    with torch.random.fork_rng():  # the start values are overwritten at once
+        head: LocretHead | RetainingHead = (
+            RetainingHead(geometry, first.shape[1])
+            if kind == "retaining"
+            else LocretHead(geometry, first.shape[1], metadata.get("activation", "silu"))
+        )
+    _fill(path, head, tensors)
+    return head, HeadCard(**json.loads(metadata.get("card", "{}")))
+
+
+def _published(
+    path: Path, tensors: dict[str, Tensor], model: LoadedModel
+) -> tuple[LocretHead, HeadCard]:
+    """Locret's layout: model.layers.{i}.self_attn.fc1.weight and fc2.weight, nothing else."""
+    n_layers = model.geometry.n_layers
+    names = {
+        part: [f"model.layers.{i}.self_attn.{part}.weight" for i in range(n_layers)]
+        for part in ("fc1", "fc2")
+    }
+    wanted = {name for part in names.values() for name in part}
+    if set(tensors) != wanted:
+        odd = sorted(set(tensors) ^ wanted)
+        raise ScorerUnavailable(
+            f"{path.name} does not hold heads for {n_layers} layers: {len(odd)} names differ, "
+            f"the first is '{odd[0]}'.",
+            "Use heads that were made for this model.",
+        )
+    try:
+        stacked = {part: torch.stack([tensors[n] for n in names[part]]) for part in names}
+    except RuntimeError as error:
+        raise ScorerUnavailable(f"The layers in {path.name} differ in size: {error}") from error
+    activation = str(getattr(model.model.config, "hidden_act", "silu"))
+    with torch.random.fork_rng():
+        head = LocretHead(model.geometry, stacked["fc1"].shape[1], activation)
+    _fill(path, head, stacked)
+    return head, HeadCard(base_model=model.name, label="cis", data="published")
+
+
+def _fill(path: Path, head: nn.Module, tensors: dict[str, Tensor]) -> None:
+    parameters = dict(head.named_parameters())
+    for name in sorted(set(parameters) | set(tensors)):
+        ours, theirs = parameters.get(name), tensors.get(name)
+        if ours is None or theirs is None or ours.shape != theirs.shape:
+            wanted = None if ours is None else list(ours.shape)
+            found = None if theirs is None else list(theirs.shape)
+            raise ScorerUnavailable(
+                f"{path.name} was made for another model: {name} is {found}, not {wanted}.",
+                "Use heads that were made for this model.",
+            )
+        if not bool(torch.isfinite(theirs).all()):
+            raise ScorerUnavailable(f"{path.name} is damaged: {name} is not finite.")
+        ours.data = theirs.float()
+
+
+def _digest(head: nn.Module) -> str:
+    total = hashlib.sha256()
+    for name, parameter in head.named_parameters():
+        total.update(name.encode())
+        total.update(parameter.detach().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()[:32]

@@ -1,0 +1,275 @@
+"""Fitting heads to recordings: layer by layer, independent small regressions.
+
+No gradient crosses the model: inputs and labels are on disk (heads.recordings). Inputs and targets
+are standardised for the fit, and the scaling is folded into the weights at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.attention import decoder_of
+from heads.losses import BY_NAME
+from heads.recordings import Recording
+from heads.retaining import LocretHead, RetainingHead
+
+if TYPE_CHECKING:
+    from engine.loader import LoadedModel
+
+EDGES = (0.25, 0.125, 0.0625, 0.03125)  # kept fractions whose thresholds `bce` learns
+LABELS = ("questions", "kvzip_plus", "kvzip", "cis", "blend")
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How heads are fitted.
+
+    label   a recording's label, or `blend`: the larger of the questions' and the replay's label
+    clamp   labels more than this far (nats) below the edge of the smallest budget count as that far
+    """
+
+    kind: str = "retaining"
+    label: str = "blend"
+    loss: str = "mse"
+    width: int = 256
+    epochs: float = 10.0
+    lr: float = 2e-3
+    weight_decay: float = 0.01
+    batch_tokens: int = 1024
+    seed: int = 0
+
+
+@dataclass
+class FitReport:
+    """What came of a fit: per layer the training curve [(step, loss)] and the held-out loss."""
+
+    curves: list[list[tuple[int, float]]] = field(default_factory=list)
+    held_loss: list[float] = field(default_factory=list)
+    held_rank: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _LayerData:
+    """One layer's tokens: x [n, n_in] fp32, y [n, n_kv_heads] fp32, edges [n, len(EDGES)]."""
+
+    x: Tensor
+    y: Tensor
+    edges: Tensor
+
+
+def target(recording: Recording, label: str) -> Tensor:
+    """The label heads learn: [n_layers, n_kv_heads, n] fp32, higher = keep."""
+    found = recording.labels
+    if label == "blend":
+        parts = [found[k].float() for k in ("questions", "kvzip_plus") if k in found]
+        return torch.stack(parts).amax(dim=0)
+    return found[label].float()
+
+
+def edges_of(labels: Tensor) -> Tensor:
+    """The label's value at each budget's edge, over all layers and heads: [len(EDGES)]."""
+    flat = labels.flatten().sort(descending=True).values
+    return torch.stack([flat[min(int(len(flat) * kept), len(flat) - 1)] for kept in EDGES])
+
+
+def fit(
+    model: LoadedModel,
+    recordings: Sequence[Recording],
+    held: Sequence[Recording],
+    settings: FitSettings,
+    start: RetainingHead | LocretHead | None = None,
+    on_layer: Callable[[int, int, float], None] | None = None,
+) -> tuple[RetainingHead | LocretHead, FitReport]:
+    """Fit one head a layer.
+
+    held      recordings that are only looked at, for the report
+    start     heads to go on from (domain adaptation)
+    on_layer  (layers done, layers in all, held-out rank correlation of the last one)
+    """
+    torch.manual_seed(settings.seed)
+    g = model.geometry
+    head = start or (
+        RetainingHead(g, settings.width)
+        if settings.kind == "retaining"
+        else LocretHead(g, settings.width, str(model.model.config.hidden_act))
+    )
+    head.requires_grad_(False)
+    report = FitReport()
+    targets = [target(r, settings.label) for r in recordings]
+    held_targets = [target(r, settings.label) for r in held]
+    edges = [edges_of(t) for t in targets]
+    held_edges = [edges_of(t) for t in held_targets]
+    for layer in range(g.n_layers):
+        train = _gather(model, recordings, targets, edges, layer, settings.kind)
+        test = _gather(model, held, held_targets, held_edges, layer, settings.kind)
+        curve = _fit_layer(head, layer, train, settings)
+        loss, rank = _look(head, layer, test, settings)
+        report.curves.append(curve)
+        report.held_loss.append(loss)
+        report.held_rank.append(rank)
+        if on_layer is not None:
+            on_layer(layer + 1, g.n_layers, rank)
+    return head, report
+
+
+def _gather(
+    model: LoadedModel,
+    recordings: Sequence[Recording],
+    targets: Sequence[Tensor],
+    edges: Sequence[Tensor],
+    layer: int,
+    kind: str,
+) -> _LayerData:
+    xs = [_input(model, r.hidden[layer], layer, kind) for r in recordings]
+    ys = [t[layer].T for t in targets]
+    rows = [e.expand(len(y), -1) for e, y in zip(edges, ys, strict=True)]
+    return _LayerData(torch.cat(xs), torch.cat(ys), torch.cat(rows))
+
+
+@torch.inference_mode()
+def _input(model: LoadedModel, hidden: Tensor, layer: int, kind: str) -> Tensor:
+    """What a head of this kind sees of a layer: the attention's input, or its projections."""
+    if kind == "retaining":
+        return hidden.float()
+    attention: Any = decoder_of(model.model).layers[layer].self_attn
+    x = hidden.to(model.compute_dtype).to(model.device)
+    if hasattr(attention, "qkv_proj"):
+        return attention.qkv_proj(x).float().cpu()  # type: ignore[no-any-return]
+    g = model.geometry
+    parts = []
+    for name, n_heads in (("q", g.n_q_heads), ("k", g.n_kv_heads), ("v", g.n_kv_heads)):
+        out = getattr(attention, f"{name}_proj")(x)
+        norm = getattr(attention, f"{name}_norm", None)
+        if norm is not None:
+            out = norm(out.reshape(len(x), n_heads, g.head_dim)).flatten(1)
+        parts.append(out)
+    return torch.cat(parts, dim=-1).float().cpu()
+
+
+def _fit_layer(
+    head: RetainingHead | LocretHead, layer: int, data: _LayerData, settings: FitSettings
+) -> list[tuple[int, float]]:
+    """Fit one layer's slice of the stacked parameters in place."""
+    scaled = isinstance(head, RetainingHead)
+    net = _Standardised.of(head, layer, data) if scaled else _Slice(head, layer)
+    loss_of = BY_NAME[settings.loss]
+    steps = max(1, int(settings.epochs * len(data.x) / settings.batch_tokens))
+    optimiser = torch.optim.AdamW(
+        net.parameters(), settings.lr, betas=(0.9, 0.95), weight_decay=settings.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, settings.lr, total_steps=steps + 1, pct_start=0.1
+    )
+    curve: list[tuple[int, float]] = []
+    for step, rows in enumerate(_batches(len(data.x), settings, steps)):
+        loss = loss_of(net(data.x[rows]), data.y[rows], data.edges[rows])
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        if step % max(1, steps // 20) == 0 or step == steps - 1:
+            curve.append((step, float(loss)))
+    net.fold(head, layer)
+    return curve
+
+
+def _batches(n: int, settings: FitSettings, steps: int) -> Iterator[Tensor]:
+    """Row indices: shuffled tokens, or for Locret's smoothness runs of neighbours."""
+    size = min(settings.batch_tokens, n)
+    for _ in range(steps):
+        if settings.loss == "locret":
+            first = int(torch.randint(0, n - size + 1, ()))
+            yield torch.arange(first, first + size)
+        else:
+            yield torch.randint(0, n, (size,))
+
+
+class _Slice(nn.Module):
+    """A Locret layer as a module of its own."""
+
+    def __init__(self, head: LocretHead | RetainingHead, layer: int) -> None:
+        super().__init__()
+        self._act = head.activation
+        self.parts = nn.ParameterDict(
+            {n: nn.Parameter(p[layer].detach().clone()) for n, p in head.named_parameters()}
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        act = getattr(nn.functional, self._act)
+        out: Tensor = act(x @ self.parts["fc1"].T) @ self.parts["fc2"].T
+        return out
+
+    def fold(self, head: LocretHead | RetainingHead, layer: int) -> None:
+        for name, parameter in head.named_parameters():
+            parameter.data[layer] = self.parts[name].detach()
+
+
+class _Standardised(_Slice):
+    """One of our layers on inputs of mean 0 and variance 1, predicting such targets."""
+
+    @classmethod
+    def of(cls, head: RetainingHead, layer: int, data: _LayerData) -> _Standardised:
+        net = cls(head, layer)
+        net.mean, net.std = data.x.mean(0), data.x.std(0).clamp(min=1e-3)
+        net.y_mean, net.y_std = data.y.mean(0), data.y.std(0).clamp(min=1e-3)
+        with torch.no_grad():  # unfold what an earlier fit folded in; a fresh head starts as it is
+            if bool((head.b1[layer] != 0).any()):
+                net.parts["b1"] += net.parts["w1"] @ net.mean
+                net.parts["w1"] *= net.std
+                net.parts["b2"] -= net.y_mean
+                net.parts["b2"] /= net.y_std
+                net.parts["w2"] /= net.y_std[:, None]
+        return net
+
+    def forward(self, x: Tensor) -> Tensor:
+        p = self.parts
+        inner = nn.functional.gelu((x - self.mean) / self.std @ p["w1"].T + p["b1"])
+        out: Tensor = (inner @ p["w2"].T + p["b2"]) * self.y_std + self.y_mean
+        return out
+
+    @torch.no_grad()
+    def fold(self, head: LocretHead | RetainingHead, layer: int) -> None:
+        assert isinstance(head, RetainingHead)
+        p = self.parts
+        w1 = p["w1"] / self.std
+        head.w1.data[layer], head.b1.data[layer] = w1, p["b1"] - w1 @ self.mean
+        head.w2.data[layer] = p["w2"] * self.y_std[:, None]
+        head.b2.data[layer] = p["b2"] * self.y_std + self.y_mean
+
+
+@torch.inference_mode()
+def _look(
+    head: RetainingHead | LocretHead, layer: int, data: _LayerData, settings: FitSettings
+) -> tuple[float, float]:
+    """Held-out loss and rank correlation of one layer."""
+    if not len(data.x):
+        return float("nan"), float("nan")
+    found = head(data.x, layer)
+    loss = float(BY_NAME[settings.loss](found, data.y, data.edges))
+    return loss, _rank_correlation(found, data.y)
+
+
+def _rank_correlation(a: Tensor, b: Tensor) -> float:
+    """Spearman's, mean over heads."""
+    ranks = [x.argsort(0).argsort(0).float() for x in (a, b)]
+    centred = [r - r.mean(0) for r in ranks]
+    top = (centred[0] * centred[1]).sum(0)
+    return float((top / (centred[0].norm(dim=0) * centred[1].norm(dim=0)).clamp(min=1e-9)).mean())
+
+
+def profile_of(labels: Sequence[Tensor], kept: float = 0.125) -> Tensor:
+    """Mean share of each layer and KV head in the top `kept` of labels: [n_layers, n_kv_heads]."""
+    shares = []
+    for label in labels:
+        flat = label.flatten()
+        top = torch.zeros_like(flat)
+        top[flat.topk(max(1, int(len(flat) * kept))).indices] = 1
+        shares.append(top.reshape(label.shape).mean(-1))
+    mean = torch.stack(shares).mean(0)
+    return mean / mean.sum()
