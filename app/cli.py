@@ -10,16 +10,18 @@ from app.commands import (
     ask,
     delete,
     doctor,
+    eval,
     export,
     import_,
     ingest,
     models,
+    questions,
     sessions,
     ui,
 )
 from app.commands.common import CommandFailed, add_data_dir, data_dir
 
-_COMMANDS = (ui, ask, ingest, sessions, delete, export, import_, models, doctor)
+_COMMANDS = (ui, ask, ingest, sessions, delete, export, import_, models, eval, questions, doctor)
 DEFAULT_COMMAND = "ui"
 
 

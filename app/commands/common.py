@@ -67,7 +67,7 @@ def add_read_settings(parser: argparse.ArgumentParser) -> None:
         "--positions", choices=POSITIONS, default="auto", help="rotary positions (default: auto)"
     )
     group.add_argument(
-        "--chunk", type=_positive, default=None, metavar="TOKENS", help="tokens read at a time"
+        "--chunk", type=positive, default=None, metavar="TOKENS", help="tokens read at a time"
     )
     group.add_argument(
         "--pages", type=page_range, metavar="A-B", help="read these pages only, as 10-20 or 7"
@@ -176,10 +176,11 @@ class StopSwitch:
 
 
 def _budget(text: str) -> int:
-    return 0 if text == "all" else _positive(text)
+    return 0 if text == "all" else positive(text)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number of at least 1, as typed; underscores may group its digits."""
     try:
         value = int(text.replace("_", ""))
     except ValueError:

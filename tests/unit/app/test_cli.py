@@ -16,7 +16,7 @@ from app.progress import ProgressLine, RateMeter, clock_text
 from tests.unit.app.tiny_reader import BOOK, use_tiny_model
 
 COMMANDS = [
-    *("ui", "ask", "ingest", "sessions", "delete", "export", "import", "models"),
+    *("ui", "ask", "ingest", "sessions", "delete", "export", "import", "models", "eval"),
     *("questions", "doctor"),
 ]
 TINY = ["--model", "tiny", "--budget", "400", "--chunk", "128"]

@@ -1,0 +1,225 @@
+"""`eval`: measure scorers on a question set, against the full cache."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from app.commands.common import (
+    ALLOCATIONS,
+    WEIGHTS,
+    add_json,
+    data_dir,
+    positive,
+    print_json,
+    say,
+)
+
+if TYPE_CHECKING:
+    from app.paths import DataPaths
+    from engine.eviction import Allocation
+    from engine.loader import LoadedModel
+    from heads.evaluation import EvalSettings, Refused
+    from heads.results import DocumentResult
+
+NAME = "eval"
+HELP = "measure what answers lose when a scorer prunes the cache, on a question set"
+KEPT = (0.5, 0.25, 0.125)
+MIB = 2**20
+# (key of a row, heading, width, decimals; None for text)
+COLUMNS = (
+    ("scorer", "scorer", -20, None),
+    ("kept", "kept", 6, 3),
+    ("f1", "F1", 6, 3),
+    ("recall", "recall", 7, 3),
+    ("nll", "NLL", 7, 3),
+    ("nll_gap", "gap", 7, 3),
+    ("nll_gap_se", "+-", 6, 3),
+    ("f1_ratio", "F1/full", 8, 2),
+    ("overlap", "overlap", 8, 3),
+    ("kept_tokens", "entries", 9, 0),
+    ("mib", "MiB", 8, 1),
+    ("seconds", "s", 7, 1),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="JSON lines: context, and questions with their answers",
+    )
+    add_json(parser)
+    parser.add_argument("--model", metavar="NAME", help="model name, hub id, folder or GGUF file")
+    parser.add_argument("--weights", choices=WEIGHTS, default="auto", help="number format")
+    group = parser.add_argument_group("what to measure")
+    group.add_argument(
+        "--scorers", type=_names, metavar="A,B", help="scorers or oracles (default: the best)"
+    )
+    group.add_argument(
+        "--kept",
+        type=_shares,
+        default=KEPT,
+        metavar="X,Y",
+        help="shares of the document's tokens to keep (default: 0.5,0.25,0.125)",
+    )
+    group.add_argument(
+        "--chunked",
+        action="store_true",
+        help="read anew for every row, evicting after each chunk, instead of pruning a full cache",
+    )
+    group.add_argument(
+        "--no-full",
+        action="store_true",
+        help="with --chunked: leave out the full reading, for texts beyond the trained window",
+    )
+    group.add_argument(
+        "--chunk", type=positive, default=1024, metavar="TOKENS", help="tokens read at a time"
+    )
+    group.add_argument("--allocation", choices=ALLOCATIONS, help="how the budget is shared out")
+    group.add_argument(
+        "--sinks", type=_count, metavar="N", help="first tokens that always stay (default: header)"
+    )
+    group.add_argument("--documents", type=positive, metavar="N", help="the first N only")
+    group.add_argument("--questions", type=positive, metavar="N", help="the first N of each only")
+    group.add_argument(
+        "--max-new-tokens", type=positive, default=32, metavar="N", help="longest answer"
+    )
+    group.add_argument(
+        "--no-generate", action="store_true", help="likelihoods only; F1 and recall are left out"
+    )
+    group.add_argument(
+        "--oracle", metavar="NAME", help="compare what is kept with what this oracle keeps"
+    )
+    group.add_argument(
+        "--log",
+        type=Path,
+        metavar="FILE",
+        help="keep finished documents there; the same run goes on after them",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, and print the table or the report."""
+    from app.paths import data_paths
+    from app.prompts import Layout
+    from engine.scoring import Scorer
+    from heads.catalog import make_scorer
+    from heads.evaluation import evaluate
+    from heads.evaluation_report import make_report
+    from heads.question_set import read_question_set
+    from heads.results import ResultLog
+
+    settings = _settings(args)
+    documents = read_question_set(args.data, args.documents, args.questions)
+    paths = data_paths(data_dir(args)).make()
+    model = _model(args, paths)
+
+    def make(name: str) -> Scorer:
+        return make_scorer(name, model, seed=0, state_dir=paths.models / "heads")
+
+    results, refused = evaluate(
+        model,
+        Layout(model.tokenizer),
+        documents,
+        settings,
+        make,
+        log=ResultLog(args.log),
+        on_document=lambda number, outcome: _tell(number, len(documents), outcome),
+    )
+    report = make_report(model.name, settings, results, refused)
+    if args.json:
+        print_json(report)
+    else:
+        _print_table(report)
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> EvalSettings:
+    from heads.catalog import DEFAULT_SCORER
+    from heads.evaluation import EvalSettings
+
+    return EvalSettings(
+        scorers=args.scorers or (DEFAULT_SCORER,),
+        kept=args.kept,
+        chunked=args.chunked,
+        chunk_tokens=args.chunk,
+        allocation=cast("Allocation | None", args.allocation),
+        sink_tokens=args.sinks,
+        max_new_tokens=args.max_new_tokens,
+        generate=not args.no_generate,
+        oracle=args.oracle,
+        full=not args.no_full,
+    )
+
+
+def _model(args: argparse.Namespace, paths: DataPaths) -> LoadedModel:
+    from app.progress import ProgressLine
+    from engine.loader import load_model
+    from engine.registry import default_model
+
+    progress = ProgressLine()
+    model = load_model(
+        args.model or default_model(),
+        models_dir=paths.models,
+        weights=args.weights,
+        on_progress=lambda done, total: progress("fetch", done, total),
+        on_message=progress.say,
+    )
+    progress.end()
+    return model
+
+
+def _tell(number: int, n_documents: int, outcome: DocumentResult | Refused) -> None:
+    from heads.evaluation import Refused
+
+    place = f"document {number + 1} of {n_documents}"
+    if isinstance(outcome, Refused):
+        say(f"{place}: left out. {outcome.cause}")
+        return
+    seconds = sum(row.seconds for row in [*outcome.rows, *filter(None, [outcome.full])])
+    say(f"{place}: {outcome.n_tokens} tokens, {outcome.n_questions} questions, {seconds:.1f} s")
+
+
+def _print_table(report: dict[str, Any]) -> None:
+    how = "read in chunks" if report["chunked"] else "pruned when read"
+    print(
+        f"{report['model']}: {report['documents']} documents of {report['n_tokens']:.0f} tokens, "
+        f"{report['questions']} questions; allocation {report['allocation']}, {how}"
+    )
+    print("".join(_padded(heading, width) for _, heading, width, _ in COLUMNS).rstrip())
+    full = {"scorer": "full cache", "kept": 1.0, **report["full"]}
+    for row in [full, *report["rows"]]:
+        mib = None if row["bytes"] is None else row["bytes"] / MIB
+        values = {**row, "mib": mib}
+        cells = (_padded(_cell(values.get(key), d), width) for key, _, width, d in COLUMNS)
+        print("".join(cells).rstrip())
+
+
+def _cell(value: Any, decimals: int | None) -> str:
+    if value is None:
+        return "-"
+    return str(value) if decimals is None else f"{value:.{decimals}f}"
+
+
+def _padded(text: str, width: int) -> str:
+    return text.ljust(-width) if width < 0 else text.rjust(width)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(dict.fromkeys(float(part) for part in text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list like 0.5,0.25") from None
+
+
+def _count(text: str) -> int:
+    return 0 if text == "0" else positive(text)

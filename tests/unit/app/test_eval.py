@@ -1,0 +1,104 @@
+"""The command `eval`: the promised JSON, a table to read, and refusals with their exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.cli import main
+from tests.unit.app.tiny_reader import BOOK, use_tiny_model
+
+FLAGS = ["--model", "tiny", "--chunk", "256", "--max-new-tokens", "3", "--kept", "0.9,0.7"]
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    use_tiny_model(monkeypatch)
+    lines = BOOK.splitlines()
+    documents = [
+        {
+            "context": "\n".join(lines[5 * n : 5 * n + 5]),
+            "questions": [
+                {"question": f"How many wolves met {m}?", "answers": [str(m * 31)]} for m in (1, 2)
+            ],
+        }
+        for n in range(2)
+    ]
+    path = tmp_path / "set.jsonl"
+    path.write_text("\n".join(map(json.dumps, documents)), encoding="utf-8")
+    return path
+
+
+def evaluated(
+    capsys: pytest.CaptureFixture[str], data: Path, *arguments: str
+) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main(["eval", "--data", str(data), *FLAGS, *arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_the_report_has_everything_promised(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = evaluated(capsys, data, "--scorers", "keydiff,recency", "--json")
+    assert code == 0, err
+    found: dict[str, Any] = json.loads(out)
+    assert {"f1", "recall", "nll"} <= set(found["full"])
+    assert found["documents"] == 2 and found["questions"] == 4
+    assert [(r["scorer"], r["kept"]) for r in found["rows"]] == [
+        *(("keydiff", 0.9), ("keydiff", 0.7)),
+        *(("recency", 0.9), ("recency", 0.7)),
+    ]
+    for row in found["rows"]:
+        assert {"scorer", "kept", "f1", "recall", "nll", "bytes"} <= set(row)
+        assert 0 <= row["f1"] <= 1 and row["bytes"] < found["full"]["bytes"]
+    assert "document 2 of 2" in err
+
+
+def test_the_table_begins_with_the_full_cache(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = evaluated(capsys, data, "--chunked", "--no-generate", "--documents", "1")
+    assert code == 0
+    about, heading, full, *rows = out.splitlines()
+    assert "1 documents" in about and "read in chunks" in about
+    assert heading.split()[:3] == ["scorer", "kept", "F1"]
+    assert full.split()[:4] == ["full", "cache", "1.000", "-"]
+    assert [row.split()[:2] for row in rows] == [["keydiff", "0.900"], ["keydiff", "0.700"]]
+
+
+def test_a_log_spares_the_second_run_the_reading(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = ["--log", str(tmp_path / "log.jsonl"), "--json"]
+    _, first, _ = evaluated(capsys, data, *log)
+
+    def unwanted(*arguments: Any, **how: Any) -> None:
+        raise AssertionError("read again")
+
+    monkeypatch.setattr("heads.evaluation.prefill", unwanted)
+    assert evaluated(capsys, data, *log)[:2] == (0, first)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--scorers", "none_such"], 4, "no scorer 'none_such'"),
+        (["--oracle", "none_such"], 4, "no oracle 'none_such'"),
+        (["--kept", "1.5"], 2, "1.5"),
+        (["--no-full"], 2, "full reading"),
+    ],
+)
+def test_exit_codes(
+    data: Path, arguments: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, _, err = evaluated(capsys, data, *arguments)
+    assert found == code and said in err
+
+
+def test_a_bad_line_is_named(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data.write_text('{"context": "c"}', encoding="utf-8")
+    code, _, err = evaluated(capsys, data)
+    assert code == 3 and "set.jsonl, line 1" in err
