@@ -109,6 +109,12 @@ def test_a_copy_of_a_meeting_stays_on_its_side(tmp_path: Path) -> None:
         assert len(qmsum.build(folder, "train")) + len(qmsum.build(folder, "held")) == 1
 
 
+def test_the_side_hangs_on_the_words_alone() -> None:
+    sides = [qmsum.is_held(words(i)) for i in range(40)]
+    assert sides == [qmsum.is_held(words(i).upper().replace(" ", " ,\n")) for i in range(40)]
+    assert set(sides) == {True, False}
+
+
 def test_meetings_of_leval_are_left_out_of_both_parts(tmp_path: Path) -> None:
     folder = write_meetings(
         tmp_path / "qmsum", {f"D/m{i:02d}": meeting(words(i, 200)) for i in range(40)}
