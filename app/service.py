@@ -266,20 +266,22 @@ class Reader:
         """
         from engine.prefill import PrefillConfig
         from engine.registry import find
-        from heads.catalog import make_scorer
+        from heads.catalog import default_scorer, make_scorer
 
         chosen = page_range(document, pages)
         download = trusted or find(settings.model or "") is not None
         model = self.model(settings.model, settings.weights, on_progress, download=download)
         spec = find(settings.model or model.name)
-        settings = settings.resolved(spec.default_budget if spec else None)
+        heads_dir = self.paths.models / "heads"
+        scorer_name = default_scorer(model.name, heads_dir)
+        settings = settings.resolved(spec.default_budget if spec else None, scorer_name)
         assert settings.scorer is not None
         layout = Layout(model.tokenizer)
         config = PrefillConfig(
             chunk_tokens=settings.chunk_tokens,
             eviction=eviction_config(settings, len(layout.header_ids())),
         )
-        scorer = make_scorer(settings.scorer, model, seed=0, state_dir=self.paths.models / "heads")
+        scorer = make_scorer(settings.scorer, model, seed=0, state_dir=heads_dir)
         return Job(document, chosen, settings, model, layout, config, scorer)
 
     def _plan(self, job: Job) -> Plan:

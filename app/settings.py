@@ -39,14 +39,15 @@ class ReadSettings:
         known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
         return cls(**known)
 
-    def resolved(self, default_budget: int | None) -> ReadSettings:
+    def resolved(self, default_budget: int | None, default_scorer: str) -> ReadSettings:
         """Fill every None with its default, so that the settings can name a session.
 
-        default_budget is the model's own, None for a model without a known one.
+        Both defaults are the model's own: its budget (None for a model without a known one), and
+        its retaining heads or what reads without them (heads.catalog.default_scorer).
         """
         from engine.eviction import EvictionConfig
         from engine.registry import default_model
-        from heads.catalog import DEFAULT_ALLOCATION, DEFAULT_SCORER
+        from heads.catalog import DEFAULT_ALLOCATION
 
         default_budget = default_budget or EvictionConfig().budget_tokens
         return replace(
@@ -54,7 +55,7 @@ class ReadSettings:
             model=self.model or default_model(),
             budget_tokens=default_budget if self.budget_tokens is None else self.budget_tokens,
             allocation=self.allocation or DEFAULT_ALLOCATION,
-            scorer=self.scorer or DEFAULT_SCORER,
+            scorer=self.scorer or default_scorer,
         )
 
 

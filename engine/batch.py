@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from engine.attention import decoder_of
+from engine.attention import Store, decoder_of
 from engine.cache import CacheView
 from engine.errors import InvalidSetting
 from engine.generate import check_room
@@ -29,7 +29,7 @@ class SideBySide:
 
     wants_hidden = False
 
-    def __init__(self, views: Sequence[CacheView], lengths: Sequence[int]) -> None:
+    def __init__(self, views: Sequence[Store], lengths: Sequence[int]) -> None:
         self.views = list(views)
         self.lengths = list(lengths)
 

@@ -99,6 +99,32 @@ def snapshot(
     return folder
 
 
+def fetch_file(repo: str, suffixes: tuple[str, ...], models_dir: Path) -> Path:
+    """The one file of a hub repository whose name ends in one of `suffixes`, downloaded if needed.
+
+    Raises ModelDownloadFailed if the hub cannot be reached or there is not exactly one such file.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
+
+    cache_dir = models_dir / "hub"
+    try:
+        with _quiet_hub():
+            if is_offline():
+                folder = huggingface_hub.snapshot_download(
+                    repo, cache_dir=cache_dir, local_files_only=True
+                )
+                names = sorted(p.name for p in Path(folder).iterdir())
+            else:
+                names = huggingface_hub.list_repo_files(repo)
+            found = [name for name in names if name.endswith(suffixes)]
+            if len(found) != 1:
+                raise ModelDownloadFailed(f"{repo} has {len(found)} files of weights, not one.")
+            return Path(huggingface_hub.hf_hub_download(repo, found[0], cache_dir=cache_dir))
+    except (HTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as problem:
+        raise _failure(repo, problem) from problem
+
+
 def _download(
     repo: str, folder: Path, names: list[str], nbytes: int, on_progress: OnProgress | None
 ) -> None:

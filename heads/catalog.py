@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,9 +21,12 @@ from engine.scoring import Scorer
 if TYPE_CHECKING:
     from engine.loader import LoadedModel
 
-# The best of those below at equal entries: heads/LEADERBOARD.md.
-DEFAULT_SCORER = "keydiff"
+# heads/LEADERBOARD.md: trained heads first; without them the best of the others at equal entries.
+TRAINED_SCORER = "retaining"
+UNTRAINED_SCORER = "keydiff"
 DEFAULT_ALLOCATION: Allocation = "global"
+SHIPPED_HEADS = Path(__file__).resolve().parent / "weights"
+_HEAD_SUFFIXES = (".safetensors", ".bin")
 
 _SIMPLE: dict[str, Callable[[], Scorer]] = {
     "recency": RecencyScorer,
@@ -34,8 +38,23 @@ _SIMPLE: dict[str, Callable[[], Scorer]] = {
 
 
 def scorer_names() -> list[str]:
-    """The names `make_scorer` knows."""
+    """The names `make_scorer` knows for every model; heads are known where a file of them is."""
     return sorted([*_SIMPLE, "random", "expected_attention"])
+
+
+def head_file(kind: str, model_name: str, state_dir: Path | None = None) -> Path | None:
+    """Where heads of a kind ("retaining", "locret") for a model lie: the user's own, then ours."""
+    name = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model_name)}.{kind}.safetensors"
+    for folder in (state_dir, SHIPPED_HEADS):
+        if folder is not None and (folder / name).is_file():
+            return folder / name
+    return None
+
+
+def default_scorer(model_name: str, state_dir: Path | None = None) -> str:
+    """The scorer that reads with this model when nobody chooses."""
+    trained = head_file(TRAINED_SCORER, model_name, state_dir)
+    return UNTRAINED_SCORER if trained is None else TRAINED_SCORER
 
 
 def make_scorer(
@@ -48,7 +67,9 @@ def make_scorer(
 ) -> Scorer:
     """A fresh scorer for one document.
 
-    state_dir        where expected attention keeps a model's query statistics between runs
+    name             of `scorer_names`, "retaining", "locret", or a file of heads
+    state_dir        where a user's heads lie, and where expected attention keeps a model's query
+                     statistics between runs
     calibration_ids  the text it gathers them from the first time, see heads.calibration
     Raises           ScorerUnavailable, listing the names, if there is no such scorer
     """
@@ -60,9 +81,30 @@ def make_scorer(
         from heads.calibration import expected_attention
 
         return expected_attention(model, state_dir, calibration_ids)
+    if name in ("retaining", "locret") or name.endswith(_HEAD_SUFFIXES):
+        return _trained(name, model, state_dir)
+    names = ", ".join([*scorer_names(), "retaining", "locret"])
     raise ScorerUnavailable(
-        f"There is no scorer '{name}'.", f"Choose one of: {', '.join(scorer_names())}."
+        f"There is no scorer '{name}'.", f"Choose one of: {names}; or name a file of heads."
     )
+
+
+def _trained(name: str, model: LoadedModel, state_dir: Path | None) -> Scorer:
+    from heads.published import published_heads
+    from heads.retaining import load_heads
+
+    if name.endswith(_HEAD_SUFFIXES):
+        return load_heads(Path(name), model)
+    path = head_file(name, model.name, state_dir)
+    if path is None and name == "locret":
+        path = published_heads(model, state_dir)
+    if path is None:
+        raise ScorerUnavailable(
+            f"There are no {name} heads for the model {model.name}.",
+            f"Train them with `python launch.py train-heads {model.name}`, "
+            f"or choose one of: {', '.join(scorer_names())}.",
+        )
+    return load_heads(path, model)
 
 
 def scorer_digest(scorer: Scorer) -> str:

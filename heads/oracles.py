@@ -8,9 +8,13 @@ prunes the full cache with it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor
+
+from heads.labels import Kind, Labels, Probe, measure, output_grams
 
 if TYPE_CHECKING:
     from engine.cache import DocCache
@@ -36,4 +40,46 @@ Asked = tuple[list[int], list[int]]
 # (model, full frozen cache, prefix, questions) -> per layer [n_kv_heads, n] fp32, higher = keep.
 Oracle = Callable[["LoadedModel", "DocCache", Prefix, Sequence[Asked]], dict[int, Tensor]]
 
-ORACLES: dict[str, Oracle] = {}
+PIECE_TOKENS = 2048  # the context is repeated in pieces of this length (KVzip, 2505.23416)
+
+
+def replayed(
+    model: LoadedModel, cache: DocCache, prefix: Prefix, asked: Sequence[Asked], kind: Kind
+) -> dict[int, Tensor]:
+    """What repeating the whole document needs: `kvzip` or `kvzip_plus`, questions unknown.
+
+    The request is a question's tokens without the question's answer, which every layout can give;
+    then comes the piece itself.
+    """
+    grams, ids = output_grams(model), prefix.token_ids
+    request = asked[0][0]
+    found = []
+    for first in range(0, len(ids), PIECE_TOKENS):
+        piece = ids[first : first + PIECE_TOKENS]
+        labels = _labels(model, kind, len(piece))
+        probe = Probe([*request, *piece])
+        measure(model, cache, grams, [probe], labels, first=first, n_sinks=prefix.n_header)
+        found.append(labels.finished()[kind])
+    return dict(enumerate(torch.cat(found, dim=-1)))
+
+
+def answered(
+    model: LoadedModel, cache: DocCache, prefix: Prefix, asked: Sequence[Asked], kind: Kind
+) -> dict[int, Tensor]:
+    """What the true questions with their true answers need: knows what nobody can know."""
+    labels = _labels(model, kind, cache.n_seen)
+    probes = [Probe([*tail, *answer], answer_row=len(tail)) for tail, answer in asked]
+    measure(model, cache, output_grams(model), probes, labels, first=0, n_sinks=0)
+    return dict(enumerate(labels.finished()[kind]))
+
+
+def _labels(model: LoadedModel, kind: Kind, n: int) -> Labels:
+    return Labels([kind], model.geometry.n_layers, model.geometry.n_kv_heads, n)
+
+
+ORACLES: dict[str, Oracle] = {
+    "kvzip_oracle": partial(replayed, kind="kvzip"),
+    "kvzip_plus_oracle": partial(replayed, kind="kvzip_plus"),
+    "cis_oracle": partial(answered, kind="cis"),
+    "answers_oracle": partial(answered, kind="kvzip_plus"),
+}

@@ -31,10 +31,7 @@ _ACTIVATIONS = {"silu": nn.functional.silu, "gelu": nn.functional.gelu, "relu": 
 
 @dataclass
 class HeadCard:
-    """What a file of heads says about itself: base model, label, data, cost, commit, licence.
-
-    profile  mean share of the budget per layer and KV head, from the training labels
-    """
+    """What a file of heads says about itself: base model, label, data, cost, commit, licence."""
 
     base_model: str = ""
     label: str = ""
@@ -97,10 +94,19 @@ def flat_qkv(step: LayerStep) -> Tensor:
 
 
 class HeadScorer(Scorer):
-    """Scores with a trained head of either kind."""
+    """Scores with a trained head of either kind.
 
-    def __init__(self, head: LocretHead | RetainingHead, card: HeadCard, digest: str) -> None:
-        self.head, self.card, self._digest = head, card, digest
+    profile  [n_layers, n_kv_heads] shares that suit the heads, if their file has them
+    """
+
+    def __init__(
+        self,
+        head: LocretHead | RetainingHead,
+        card: HeadCard,
+        digest: str,
+        profile: Tensor | None = None,
+    ) -> None:
+        self.head, self.card, self._digest, self.profile = head, card, digest, profile
         self.name = head.kind
         self.wants_hidden = isinstance(head, RetainingHead)
 
@@ -129,16 +135,25 @@ def load_heads(path: Path, model: LoadedModel) -> HeadScorer:
             "Train them (train-heads), or choose another scorer.",
         )
     tensors, metadata = _read(path)
+    profile = tensors.pop("profile", None)
     if metadata.get("format") == FORMAT:
         head, card = _ours(path, tensors, metadata, model.geometry)
     else:
         head, card = _published(path, tensors, model)
     head.requires_grad_(False).to(model.device)
-    return HeadScorer(head, card, _digest(head))
+    return HeadScorer(head, card, head_digest(head), profile)
 
 
-def save_heads(path: Path, head: LocretHead | RetainingHead, card: HeadCard) -> None:
-    """Write heads in fp16 with their card, atomically."""
+def save_heads(
+    path: Path,
+    head: LocretHead | RetainingHead,
+    card: HeadCard,
+    profile: Tensor | None = None,
+) -> None:
+    """Write heads in fp16 with their card, atomically.
+
+    profile  [n_layers, n_kv_heads] shares of a budget, for allocation "profile"
+    """
     from safetensors.torch import save
 
     metadata = {
@@ -148,6 +163,8 @@ def save_heads(path: Path, head: LocretHead | RetainingHead, card: HeadCard) -> 
         "card": json.dumps(card.__dict__, sort_keys=True),
     }
     tensors = {name: p.detach().half().cpu().contiguous() for name, p in head.named_parameters()}
+    if profile is not None:
+        tensors["profile"] = profile.float().contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(save(tensors, metadata))
@@ -233,7 +250,8 @@ def _fill(path: Path, head: nn.Module, tensors: dict[str, Tensor]) -> None:
         ours.data = theirs.float()
 
 
-def _digest(head: nn.Module) -> str:
+def head_digest(head: nn.Module) -> str:
+    """SHA-256 over names and weights, shortened."""
     total = hashlib.sha256()
     for name, parameter in head.named_parameters():
         total.update(name.encode())

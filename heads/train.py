@@ -139,7 +139,7 @@ def _input(model: LoadedModel, hidden: Tensor, layer: int, kind: str) -> Tensor:
     attention: Any = decoder_of(model.model).layers[layer].self_attn
     x = hidden.to(model.compute_dtype).to(model.device)
     if hasattr(attention, "qkv_proj"):
-        return attention.qkv_proj(x).float().cpu()  # type: ignore[no-any-return]
+        return attention.qkv_proj(x).float().cpu()
     g = model.geometry
     parts = []
     for name, n_heads in (("q", g.n_q_heads), ("k", g.n_kv_heads), ("v", g.n_kv_heads)):
@@ -169,12 +169,12 @@ def _fit_layer(
     for step, rows in enumerate(_batches(len(data.x), settings, steps)):
         loss = loss_of(net(data.x[rows]), data.y[rows], data.edges[rows])
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimiser.step()
         schedule.step()
         if step % max(1, steps // 20) == 0 or step == steps - 1:
-            curve.append((step, float(loss)))
+            curve.append((step, float(loss.detach())))
     net.fold(head, layer)
     return curve
 

@@ -114,9 +114,9 @@ def run(args: argparse.Namespace) -> int:
     from heads.question_set import read_question_set
     from heads.results import ResultLog
 
-    settings = _settings(args)
-    documents = read_question_set(args.data, args.documents, args.questions)
     paths = data_paths(data_dir(args)).make()
+    settings = _settings(args, paths)
+    documents = read_question_set(args.data, args.documents, args.questions)
     model = _model(args, paths)
 
     def make(name: str) -> Scorer:
@@ -139,12 +139,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _settings(args: argparse.Namespace) -> EvalSettings:
-    from heads.catalog import DEFAULT_SCORER
+def _settings(args: argparse.Namespace, paths: DataPaths) -> EvalSettings:
+    from engine.registry import default_model, find
+    from heads.catalog import default_scorer
     from heads.evaluation import EvalSettings
 
+    name = args.model or default_model()
+    spec = find(name)
+    usual = default_scorer(spec.name if spec else Path(name).name, paths.models / "heads")
     return EvalSettings(
-        scorers=args.scorers or (DEFAULT_SCORER,),
+        scorers=args.scorers or (usual,),
         kept=args.kept,
         chunked=args.chunked,
         chunk_tokens=args.chunk,

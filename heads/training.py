@@ -1,0 +1,220 @@
+"""The whole training of retaining heads: record, fit, read again on-policy, fit again, save.
+
+Everything that takes long is on disk as soon as it is done: a training that was cut off goes on
+where it stopped. Documents are divided among processes started by `accelerate launch`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import InvalidSetting
+from heads.labels import output_grams
+from heads.recordings import (
+    Layout,
+    Recording,
+    RecordSettings,
+    load_recording,
+    record,
+    recording_path,
+    save_recording,
+)
+from heads.retaining import (
+    HeadCard,
+    HeadScorer,
+    LocretHead,
+    RetainingHead,
+    head_digest,
+    load_heads,
+    save_heads,
+)
+from heads.train import FitReport, FitSettings, fit, profile_of, target
+
+if TYPE_CHECKING:
+    from engine.loader import LoadedModel
+
+HELD_EVERY = 8  # every eighth document is only looked at
+_REPLAY_FACTOR = 3.0  # forward passes a document token: reading, replay, and the questions
+_POLL_S = 2.0
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """A whole training.
+
+    rounds     1 reads with the full cache; each further round reads on-policy with the last heads
+    kept       the on-policy budget as a fraction
+    """
+
+    recording: RecordSettings = field(default_factory=RecordSettings)
+    fitting: FitSettings = field(default_factory=FitSettings)
+    rounds: int = 2
+    kept: float = 0.25
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """What a training will take, said before it starts."""
+
+    n_documents: int
+    n_tokens: int
+    forward_tokens: int
+    disk_bytes: int
+    memory_bytes: int
+
+    def seconds(self, tokens_per_s: float) -> float:
+        """Time for the forward passes at a measured rate."""
+        return self.forward_tokens / tokens_per_s
+
+
+def plan(
+    model: LoadedModel,
+    layout: Layout,
+    documents: Sequence[Mapping[str, Any]],
+    settings: TrainSettings,
+) -> TrainPlan:
+    """Count tokens and bytes; nothing is read by the model."""
+    g = model.geometry
+    counts = [
+        min(len(layout.prefix(d["context"]).token_ids), settings.recording.max_tokens)
+        for d in documents
+    ]
+    n_tokens = sum(counts)
+    passes = _REPLAY_FACTOR * settings.rounds
+    hidden = n_tokens * g.n_layers * g.hidden_size * 2
+    return TrainPlan(
+        len(documents), n_tokens, int(n_tokens * passes), settings.rounds * hidden, 2 * hidden
+    )
+
+
+def train(
+    model: LoadedModel,
+    layout: Layout,
+    documents: Sequence[Mapping[str, Any]],
+    settings: TrainSettings,
+    work: Path,
+    out: Path,
+    card: HeadCard,
+    *,
+    start: RetainingHead | LocretHead | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> tuple[RetainingHead | LocretHead, list[FitReport]]:
+    """Train heads for a model and write them to `out`; returns them and a report per round.
+
+    work   folder of the recordings; a second run with the same documents reads none again
+    start  heads to go on from: domain adaptation
+    """
+    if len(documents) < 2:
+        raise InvalidSetting("Training needs at least two documents.", "Give more text.")
+    started = time.perf_counter()
+    head = start
+    reports: list[FitReport] = []
+    firsts: list[Path] = []
+    for number in range(settings.rounds):
+        on_policy = number > 0
+        how = settings.recording
+        if on_policy:
+            how = replace(how, kept=settings.kept, replay=False)
+        evictor = head_digest(head) if on_policy and head is not None else ""
+        scorer = HeadScorer(head, card, evictor) if on_policy and head is not None else None
+        said = "on-policy, " if on_policy else ""
+        say(f"Round {number + 1} of {settings.rounds}: reading {said}{len(documents)} documents.")
+        paths = _record_all(model, layout, documents, how, work, evictor, scorer, say)
+        firsts = firsts or paths
+        head, report = _fitted_once(model, paths, firsts, settings, number, work, head, say)
+        if report is not None:
+            reports.append(report)
+    assert head is not None
+    if _rank() == 0:
+        minutes = (time.perf_counter() - started) / 60
+        card.cost = f"{minutes:.1f} minutes on {model.device}, forward passes of the model only"
+        card.settings = asdict(settings)
+        labels = [target(load_recording(p), settings.fitting.label) for p in firsts]
+        save_heads(out, head, card, profile_of(labels))
+    return head, reports
+
+
+def _record_all(
+    model: LoadedModel,
+    layout: Layout,
+    documents: Sequence[Mapping[str, Any]],
+    how: RecordSettings,
+    work: Path,
+    evictor: str,
+    scorer: HeadScorer | None,
+    say: Callable[[str], None],
+) -> list[Path]:
+    """Record this process's share, then wait for the others'; returns all files, in order."""
+    paths = [recording_path(work, model, d, how, evictor) for d in documents]
+    grams = output_grams(model)
+    n_read, seconds = 0, 0.0
+    for number in range(_rank(), len(documents), _n_processes()):
+        if paths[number].exists():
+            continue
+        begun = time.perf_counter()
+        found = record(model, layout, documents[number], how, grams, scorer)
+        save_recording(paths[number], found)
+        n_read, seconds = n_read + found.n_tokens, seconds + time.perf_counter() - begun
+        say(f"  {number + 1}/{len(documents)}: {n_read} tokens, {n_read / seconds:.0f} a second")
+    _wait_for(paths)
+    return paths
+
+
+def _fitted_once(
+    model: LoadedModel,
+    paths: Sequence[Path],
+    firsts: Sequence[Path],
+    settings: TrainSettings,
+    number: int,
+    work: Path,
+    start: RetainingHead | LocretHead | None,
+    say: Callable[[str], None],
+) -> tuple[RetainingHead | LocretHead, FitReport | None]:
+    """Fit, or take what an earlier run or the first process fitted from the same recordings."""
+    key = json.dumps([[p.name for p in paths], asdict(settings.fitting), number])
+    if start is not None:
+        key += head_digest(start)
+    path = work / f"heads-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
+    if _rank() != 0:
+        _wait_for([path])
+    if path.exists():
+        return load_heads(path, model).head, None
+    recordings = [
+        Recording(load_recording(p).hidden, load_recording(f).labels, load_recording(p).n_header)
+        for p, f in zip(paths, firsts, strict=True)
+    ]
+    held = [r for i, r in enumerate(recordings) if i % HELD_EVERY == HELD_EVERY - 1]
+    trained = [r for i, r in enumerate(recordings) if i % HELD_EVERY != HELD_EVERY - 1]
+    head, report = fit(
+        model,
+        trained,
+        held,
+        settings.fitting,
+        start,
+        lambda done, total, rank: say(
+            f"  layer {done}/{total}: rank correlation on documents held out {rank:.3f}"
+        ),
+    )
+    save_heads(path, head, HeadCard(model.name, settings.fitting.label))
+    return load_heads(path, model).head, report
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _n_processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _wait_for(paths: Sequence[Path]) -> None:
+    """Until other processes have written their files; alone there is nothing to wait for."""
+    while _n_processes() > 1 and not all(path.exists() for path in paths):
+        time.sleep(_POLL_S)
