@@ -17,11 +17,25 @@ from app.commands import (
     models,
     questions,
     sessions,
+    train_heads,
     ui,
 )
 from app.commands.common import CommandFailed, add_data_dir, data_dir
 
-_COMMANDS = (ui, ask, ingest, sessions, delete, export, import_, models, eval, questions, doctor)
+_COMMANDS = (
+    ui,
+    ask,
+    ingest,
+    sessions,
+    delete,
+    export,
+    import_,
+    models,
+    train_heads,
+    eval,
+    questions,
+    doctor,
+)
 DEFAULT_COMMAND = "ui"
 
 

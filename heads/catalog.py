@@ -42,9 +42,14 @@ def scorer_names() -> list[str]:
     return sorted([*_SIMPLE, "random", "expected_attention"])
 
 
+def head_name(kind: str, model_name: str) -> str:
+    """The file name of a model's heads of a kind."""
+    return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model_name)}.{kind}.safetensors"
+
+
 def head_file(kind: str, model_name: str, state_dir: Path | None = None) -> Path | None:
     """Where heads of a kind ("retaining", "locret") for a model lie: the user's own, then ours."""
-    name = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model_name)}.{kind}.safetensors"
+    name = head_name(kind, model_name)
     for folder in (state_dir, SHIPPED_HEADS):
         if folder is not None and (folder / name).is_file():
             return folder / name

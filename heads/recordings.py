@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +25,7 @@ from engine.prefill import PrefillConfig, prefill
 from engine.scorers.recency import RecencyScorer
 from engine.scoring import LayerStep, Scorer
 from heads.labels import Kind, Labels, Probe, measure
+from heads.question_set import QuestionedDocument
 
 if TYPE_CHECKING:
     from engine.loader import LoadedModel
@@ -126,17 +127,17 @@ class RecordSettings:
 def record(
     model: LoadedModel,
     layout: Layout,
-    document: Mapping[str, Any],
+    document: QuestionedDocument,
     settings: RecordSettings,
     grams: Sequence[Tensor],
     scorer: Scorer | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Recording:
-    """Read one document {context, questions} and measure its labels.
+    """Read one document and measure its labels.
 
     scorer  needed with `settings.kept`: who evicts
     """
-    prefix = layout.prefix(document["context"])
+    prefix = layout.prefix(document.text)
     n_whole = prefix.n_header + prefix.n_document
     ids = prefix.token_ids[: min(n_whole, settings.max_tokens)]
     closing = prefix.token_ids[n_whole:]
@@ -160,7 +161,7 @@ def record(
     labels: dict[str, Tensor] = {
         kind: torch.cat([r[kind] for r in replays], dim=-1) for kind in _REPLAY_KINDS if replays
     }
-    if settings.kept is None and len(ids) == n_whole and document["questions"]:
+    if settings.kept is None and len(ids) == n_whole and document.questions:
         labels |= _question_labels(
             model, layout, document, cache, grams, closing, settings.max_questions
         )
@@ -206,16 +207,16 @@ def _measured(
 def _question_labels(
     model: LoadedModel,
     layout: Layout,
-    document: Mapping[str, Any],
+    document: QuestionedDocument,
     cache: DocCache,
     grams: Sequence[Tensor],
     closing: list[int],
     max_questions: int,
 ) -> dict[str, Tensor]:
     probes = []
-    for item in _spread(document["questions"], max_questions):
-        asked = [*closing, *layout.tail(item["question"])]
-        answer = layout.tokenizer(item["answers"][0], add_special_tokens=False)["input_ids"]
+    for item in _spread(document.questions, max_questions):
+        asked = [*closing, *layout.tail(item.text)]
+        answer = layout.tokenizer(item.answers[0], add_special_tokens=False)["input_ids"]
         probes.append(Probe([*asked, *answer], answer_row=len(asked)))
     found = _measured(model, cache, grams, probes, 0, 0, ("kvzip_plus", "expected", "cis"))
     return {
@@ -235,13 +236,13 @@ def _spread(items: Sequence[Any], n: int) -> list[Any]:
 def recording_path(
     folder: Path,
     model: LoadedModel,
-    document: Mapping[str, Any],
+    document: QuestionedDocument,
     settings: RecordSettings,
     who: str,
 ) -> Path:
     """Where a recording of exactly this model, document, settings and evictor lies."""
     key = json.dumps(
-        [sorted(model.fingerprint.items()), document, settings.__dict__, who], sort_keys=True
+        [sorted(model.fingerprint.items()), asdict(document), asdict(settings), who], sort_keys=True
     )
     return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
 

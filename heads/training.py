@@ -10,13 +10,14 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engine.errors import InvalidSetting
 from heads.labels import output_grams
+from heads.question_set import QuestionedDocument
 from heads.recordings import (
     Layout,
     Recording,
@@ -77,14 +78,13 @@ class TrainPlan:
 def plan(
     model: LoadedModel,
     layout: Layout,
-    documents: Sequence[Mapping[str, Any]],
+    documents: Sequence[QuestionedDocument],
     settings: TrainSettings,
 ) -> TrainPlan:
     """Count tokens and bytes; nothing is read by the model."""
     g = model.geometry
     counts = [
-        min(len(layout.prefix(d["context"]).token_ids), settings.recording.max_tokens)
-        for d in documents
+        min(len(layout.prefix(d.text).token_ids), settings.recording.max_tokens) for d in documents
     ]
     n_tokens = sum(counts)
     passes = _REPLAY_FACTOR * settings.rounds
@@ -97,7 +97,7 @@ def plan(
 def train(
     model: LoadedModel,
     layout: Layout,
-    documents: Sequence[Mapping[str, Any]],
+    documents: Sequence[QuestionedDocument],
     settings: TrainSettings,
     work: Path,
     out: Path,
@@ -144,7 +144,7 @@ def train(
 def _record_all(
     model: LoadedModel,
     layout: Layout,
-    documents: Sequence[Mapping[str, Any]],
+    documents: Sequence[QuestionedDocument],
     how: RecordSettings,
     work: Path,
     evictor: str,

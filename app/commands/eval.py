@@ -107,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, and print the table or the report."""
     from app.paths import data_paths
     from app.prompts import Layout
+    from engine.registry import default_model
     from engine.scoring import Scorer
     from heads.catalog import make_scorer
     from heads.evaluation import evaluate
@@ -117,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
     paths = data_paths(data_dir(args)).make()
     settings = _settings(args, paths)
     documents = read_question_set(args.data, args.documents, args.questions)
-    model = _model(args, paths)
+    model = load(args.model or default_model(), args.weights, paths)
 
     def make(name: str) -> Scorer:
         return make_scorer(name, model, seed=0, state_dir=paths.models / "heads")
@@ -161,16 +162,16 @@ def _settings(args: argparse.Namespace, paths: DataPaths) -> EvalSettings:
     )
 
 
-def _model(args: argparse.Namespace, paths: DataPaths) -> LoadedModel:
+def load(name: str, weights: str, paths: DataPaths) -> LoadedModel:
+    """A model for measuring and training, fetched if needed, with progress on stderr."""
     from app.progress import ProgressLine
     from engine.loader import load_model
-    from engine.registry import default_model
 
     progress = ProgressLine()
     model = load_model(
-        args.model or default_model(),
+        name,
         models_dir=paths.models,
-        weights=args.weights,
+        weights=weights,
         on_progress=lambda done, total: progress("fetch", done, total),
         on_message=progress.say,
     )

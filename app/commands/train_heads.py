@@ -1,0 +1,232 @@
+"""`train-heads`: train retaining heads for a model, on question sets or on one's own documents."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app.commands.common import add_json, data_dir, positive, print_json, say
+
+if TYPE_CHECKING:
+    from app.paths import DataPaths
+    from engine.loader import LoadedModel
+    from heads.question_set import QuestionedDocument
+    from heads.retaining import LocretHead, RetainingHead
+    from heads.train import FitReport
+    from heads.training import TrainPlan, TrainSettings
+
+NAME = "train-heads"
+HELP = "train retaining heads for a model; a training that was cut off goes on where it stopped"
+GIB = 2**30
+_PROBE_TOKENS = 512  # read once to say beforehand how long the training will take
+_LABELS = ("blend", "questions", "kvzip_plus", "kvzip", "cis")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("model", metavar="MODEL", help="model name, hub id, folder or GGUF file")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="question sets (.jsonl), documents of any kind, or folders of them",
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: beside the models")
+    parser.add_argument("--start", type=Path, metavar="FILE", help="go on from these heads")
+    parser.add_argument("--kind", choices=("retaining", "locret"), default="retaining")
+    parser.add_argument("--label", choices=_LABELS, help="default: blend; cis for locret")
+    parser.add_argument("--loss", choices=("mse", "bce", "rank", "locret"))
+    parser.add_argument("--width", type=positive, help="default: 256; 1024 for locret")
+    parser.add_argument("--epochs", type=float, default=None)
+    parser.add_argument("--rounds", type=positive, default=2, help="1 leaves out on-policy reading")
+    parser.add_argument("--kept", type=float, default=0.25, help="on-policy share kept")
+    parser.add_argument("--documents", type=positive, metavar="N", help="of each question set")
+    parser.add_argument(
+        "--max-tokens", type=positive, default=4096, help="longer documents are cut there"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--licence", default="", help="licence of the data, for the card")
+    parser.add_argument("--plan", action="store_true", help="say what it takes, and stop")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plan, train, and say where the heads lie and what they cost."""
+    from app.commands.eval import load
+    from app.paths import data_paths
+    from app.prompts import Layout
+    from engine.files import need_disk
+    from heads.retaining import HeadCard, load_heads
+    from heads.training import plan, train
+
+    paths = data_paths(data_dir(args)).make()
+    documents = list(_documents(args))
+    settings = _settings(args)
+    model = load(args.model, "auto", paths)
+    layout = Layout(model.tokenizer)
+    found = plan(model, layout, documents, settings)
+    rate = _tokens_per_s(model)
+    _tell_plan(found, rate)
+    if args.plan:
+        if args.json:
+            print_json({"plan": _plan_values(found, rate)})
+        return 0
+    work = paths.models / "training"
+    need_disk(paths.models, found.disk_bytes, "The recordings of this training")
+    out = args.out or _default_out(model, args.kind, paths)
+    start = None if args.start is None else load_heads(args.start, model).head
+    card = HeadCard(
+        model.name,
+        settings.fitting.label,
+        f"{found.n_documents} documents, {found.n_tokens} tokens: "
+        + ", ".join(path.name for path in args.data),
+        commit=_commit(),
+        licence=args.licence,
+    )
+    began = time.perf_counter()
+    head, reports = train(model, layout, documents, settings, work, out, card, start=start, say=say)
+    seconds = time.perf_counter() - began
+    report = _report(head, reports, out, found, rate, seconds)
+    if reports:
+        report["loss_plot"] = str(_plot(reports, out))
+    say(f"Heads: {out} ({out.stat().st_size / 2**20:.1f} MiB), {seconds / 60:.1f} minutes.")
+    if args.json:
+        print_json(report)
+    else:
+        print(out, flush=True)
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> TrainSettings:
+    from heads.recordings import RecordSettings
+    from heads.train import FitSettings
+    from heads.training import TrainSettings
+
+    locret = args.kind == "locret"
+    usual = FitSettings()
+    fitting = FitSettings(
+        kind=args.kind,
+        label=args.label or ("cis" if locret else usual.label),
+        loss=args.loss or ("locret" if locret else usual.loss),
+        width=args.width or (1024 if locret else usual.width),
+        epochs=args.epochs or usual.epochs,
+        lr=5e-4 if locret else usual.lr,
+        seed=args.seed,
+    )
+    return TrainSettings(
+        RecordSettings(max_tokens=args.max_tokens), fitting, rounds=args.rounds, kept=args.kept
+    )
+
+
+def _documents(args: argparse.Namespace) -> Iterator[QuestionedDocument]:
+    """Question sets as they are; anything else through ingest, without questions."""
+    from heads.question_set import QuestionedDocument, read_question_set
+    from ingest import open_document
+
+    for path in args.data:
+        inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        for file in inside:
+            if file.suffix == ".jsonl":
+                yield from read_question_set(file, args.documents)
+            else:
+                yield QuestionedDocument(file.name, open_document(file).text, ())
+
+
+def _tokens_per_s(model: LoadedModel) -> float:
+    """Prefill speed here and now, measured on a short text of the model's own vocabulary."""
+    from engine.eviction import EvictionConfig
+    from engine.prefill import PrefillConfig, prefill
+    from engine.scorers.recency import RecencyScorer
+
+    ids = [1000 + i % 997 for i in range(_PROBE_TOKENS)]
+    ids = [i % model.geometry.vocab_size for i in ids]
+    config = PrefillConfig(_PROBE_TOKENS, EvictionConfig(budget_tokens=None))
+    began = time.perf_counter()
+    prefill(model, ids, config, RecencyScorer())
+    return _PROBE_TOKENS / (time.perf_counter() - began)
+
+
+def _plan_values(found: TrainPlan, rate: float) -> dict[str, Any]:
+    return {
+        "documents": found.n_documents,
+        "tokens": found.n_tokens,
+        "forward_tokens": found.forward_tokens,
+        "tokens_per_s": rate,
+        "seconds": found.seconds(rate),
+        "disk_bytes": found.disk_bytes,
+        "memory_bytes": found.memory_bytes,
+    }
+
+
+def _tell_plan(found: TrainPlan, rate: float) -> None:
+    say(
+        f"{found.n_documents} documents, {found.n_tokens} tokens. About "
+        f"{found.seconds(rate) / 60:.0f} minutes of forward passes at {rate:.0f} tokens a second, "
+        f"{found.disk_bytes / GIB:.1f} GiB on disk, {found.memory_bytes / GIB:.1f} GiB of memory "
+        "beside the model."
+    )
+
+
+def _default_out(model: LoadedModel, kind: str, paths: DataPaths) -> Path:
+    from heads.catalog import head_name
+
+    return paths.models / "heads" / head_name(kind, model.name)
+
+
+def _report(
+    head: RetainingHead | LocretHead,
+    reports: list[FitReport],
+    out: Path,
+    found: TrainPlan,
+    rate: float,
+    seconds: float,
+) -> dict[str, Any]:
+    return {
+        "heads": str(out),
+        "bytes": out.stat().st_size,
+        "kind": head.kind,
+        "plan": _plan_values(found, rate),
+        "seconds": seconds,
+        "rounds": [
+            {
+                "held_loss": sum(r.held_loss) / len(r.held_loss),
+                "held_rank": sum(r.held_rank) / len(r.held_rank),
+            }
+            for r in reports
+        ],
+    }
+
+
+def _plot(reports: list[FitReport], out: Path) -> Path:
+    """The training curves beside the heads, one line a round, mean over layers."""
+    from app.plots import Line, line_chart
+
+    lines = []
+    for number, report in enumerate(reports, 1):
+        points = zip(*report.curves, strict=True)
+        means = [(p[0][0], sum(v for _, v in p) / len(p)) for p in points]
+        lines.append(Line(f"round {number}", means))
+    path = out.with_suffix(".loss.svg")
+    path.write_text(line_chart("Training loss", "step", "loss", lines), encoding="utf-8")
+    return path
+
+
+def _commit() -> str:
+    """The commit of this program, for the card; empty outside a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
