@@ -2,7 +2,8 @@
 
 A document is read once in chunks. After each chunk, while it is still whole, the model is asked to
 repeat it (labels `kvzip`, `kvzip_plus`); after the last, with nothing evicted, questions about the
-document are sent with their answers (labels `questions`, and `cis` for Locret). Forward
+document are sent with their answers (labels `questions`, and `cis` for Locret); a document that
+comes without questions is asked what the model itself thinks of (heads.self_asked). Forward
 passes only. A second round is read on-policy: with eviction by trained heads, so that the hidden
 states are those that heads will see at work; the questions' labels then come from the first round.
 """
@@ -26,6 +27,7 @@ from engine.scorers.recency import RecencyScorer
 from engine.scoring import LayerStep, Scorer
 from heads.labels import Kind, Labels, Probe, measure
 from heads.question_set import QuestionedDocument
+from heads.self_asked import self_asked
 
 if TYPE_CHECKING:
     from engine.loader import LoadedModel
@@ -161,10 +163,14 @@ def record(
     labels: dict[str, Tensor] = {
         kind: torch.cat([r[kind] for r in replays], dim=-1) for kind in _REPLAY_KINDS if replays
     }
-    if settings.kept is None and len(ids) == n_whole and document.questions:
-        labels |= _question_labels(
-            model, layout, document, cache, grams, closing, settings.max_questions
+    if settings.kept is None:
+        # Questions about a whole document may be about what was cut off; then the model asks.
+        questions = document.questions if len(ids) == n_whole else ()
+        asked = [(q.text, q.answers[0]) for q in questions] or self_asked(
+            model, layout, cache, closing
         )
+        asked = _spread(asked, settings.max_questions)
+        labels |= _question_labels(model, layout, asked, cache, grams, closing)
     halves = {name: label.half() for name, label in labels.items()}
     return Recording(recorder.hidden(), halves, prefix.n_header)
 
@@ -207,23 +213,19 @@ def _measured(
 def _question_labels(
     model: LoadedModel,
     layout: Layout,
-    document: QuestionedDocument,
+    asked: Sequence[tuple[str, str]],
     cache: DocCache,
     grams: Sequence[Tensor],
     closing: list[int],
-    max_questions: int,
 ) -> dict[str, Tensor]:
+    """Labels of all entries from (question, answer) pairs."""
     probes = []
-    for item in _spread(document.questions, max_questions):
-        asked = [*closing, *layout.tail(item.text)]
-        answer = layout.tokenizer(item.answers[0], add_special_tokens=False)["input_ids"]
-        probes.append(Probe([*asked, *answer], answer_row=len(asked)))
-    found = _measured(model, cache, grams, probes, 0, 0, ("kvzip_plus", "expected", "cis"))
-    return {
-        "questions": found["kvzip_plus"],
-        "questions_expected": found["expected"],
-        "cis": found["cis"],
-    }
+    for question, answer in asked:
+        before = [*closing, *layout.tail(question)]
+        answer_ids = layout.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        probes.append(Probe([*before, *answer_ids], answer_row=len(before)))
+    found = _measured(model, cache, grams, probes, 0, 0, ("kvzip_plus", "cis"))
+    return {"questions": found["kvzip_plus"], "cis": found["cis"]}
 
 
 def _spread(items: Sequence[Any], n: int) -> list[Any]:

@@ -125,6 +125,8 @@ def _gather(
     layer: int,
     kind: str,
 ) -> _LayerData:
+    if not recordings:
+        return _LayerData(*(torch.empty(0, 1) for _ in range(3)))
     xs = [_input(model, r.hidden[layer], layer, kind) for r in recordings]
     ys = [t[layer].T for t in targets]
     rows = [e.expand(len(y), -1) for e, y in zip(edges, ys, strict=True)]
