@@ -67,11 +67,11 @@ class Labels:
         self.n_rows, self.n = 0, n
         self.values = {kind: torch.full((n_layers, n_kv_heads, n), -torch.inf) for kind in kinds}
 
-    def add(self, kind: Kind, layer: int, head: int, found: Tensor) -> None:
-        """Take in what one probe found for a head: [n]."""
+    def add(self, kind: Kind, layer: int, head: int, places: Tensor, found: Tensor) -> None:
+        """Take in what one probe found for some entries of a head: both [n_places]."""
         row = self.values[kind][layer, head]
         join = torch.logaddexp if kind == "expected" else torch.maximum
-        self.values[kind][layer, head] = join(row, found)
+        row[places] = join(row[places], found)
 
     def finished(self) -> dict[Kind, Tensor]:
         """The labels, with sums turned into means over all probe tokens."""
@@ -84,7 +84,7 @@ class Labels:
 class MeasuringView:
     """A `Store`: a fresh view on a cache that measures what its queries need of some entries.
 
-    cache       holds every entry of the labelled positions, first to first + n, in every head
+    cache       its entries at positions first to first + n are labelled, in each head those it has
     n_sinks     entries of the first positions that share the softmax without being labelled
     answer_row  where the probe's answer begins; `cis` counts its queries alone
     """
@@ -118,57 +118,66 @@ class MeasuringView:
     def _measure(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
         geometry, rotary = self.cache.geometry, self.cache.rotary
         entries = self.view.entries(layer)
-        places = entries.start + torch.arange(k.shape[1], device=k.device)
-        q_rot = rotate_group(rotary, q, places)
-        k_rot = rotary.rotate(k, places)
+        turned_to = entries.start + torch.arange(k.shape[1], device=k.device)
+        q_rot = rotate_group(rotary, q, turned_to)
+        k_rot = rotary.rotate(k, turned_to)
         _, lse_self = attend_within(q_rot, k_rot, v, scale, geometry.n_kv_heads)
         packed = pack(q_rot, geometry.n_kv_heads)
         heads = zip(entries.heads(), entries.value_heads(), strict=True)
         for head, (keys, values) in enumerate(heads):
-            rows = self._rows_of(layer, head)
+            rows, places = self._rows_of(layer, head)
+            if not len(places):
+                continue
             near_k = torch.cat([keys[:, : self.n_sinks], keys[:, rows]], dim=1)
             near_v = torch.cat([values[:, : self.n_sinks], values[:, rows]], dim=1)
             one = slice(head, head + 1)
             _, lse = kernels.attend(packed[one], near_k, near_v, scale)
             lse = torch.logaddexp(lse, lse_self[one])[0]
-            self._label(layer, head, packed[head] * scale, lse, keys[0, rows], values[0, rows])
+            entries_of = (keys[0, rows].float(), values[0, rows].float())
+            self._label(layer, head, places, packed[head] * scale, lse, *entries_of)
 
-    def _rows_of(self, layer: int, head: int) -> slice:
+    def _rows_of(self, layer: int, head: int) -> tuple[slice, Tensor]:
+        """A head's rows inside the stretch, and which of the stretch's n entries they are."""
         cached = self.cache.layers[layer]
         positions = cached.positions[cached.rows(head)]
-        start = int(torch.searchsorted(positions, self.first))
-        rows = slice(start, start + self.n)
-        if int(positions[rows][-1]) != self.first + self.n - 1:
-            raise AssertionError("the labelled stretch is not whole in every head")
-        return rows
+        edges = positions.new_tensor([self.first, self.first + self.n])
+        start, end = torch.searchsorted(positions, edges).tolist()
+        return slice(start, end), positions[start:end].long().cpu() - self.first
 
     def _label(
-        self, layer: int, head: int, q: Tensor, lse: Tensor, keys: Tensor, values: Tensor
+        self,
+        layer: int,
+        head: int,
+        places: Tensor,
+        q: Tensor,
+        lse: Tensor,
+        keys: Tensor,
+        values: Tensor,
     ) -> None:
-        """q [group * n_probe, head_dim] scaled, lse to match; keys, values [n, head_dim]."""
+        """q [group * n_probe, head_dim] scaled, lse to match; keys, values [n_places, head_dim]."""
         group = self.cache.geometry.n_q_heads // self.cache.geometry.n_kv_heads
         n_probe = len(self._log_norm)
         expected: Tensor | None = None
         for g in range(group):
             rows = slice(g * n_probe, (g + 1) * n_probe)
             gram = self.grams[layer][head * group + g].to(values.device)
-            log_value = _log_norms(values.float(), gram)
+            log_value = _log_norms(values, gram)
             q_g, lse_g = q[rows].float(), lse[rows]
             for kind in self.labels.values:
                 if kind == "cis":
                     answer = q_g[self.answer_row :]
-                    found = _max_over_probe(answer, keys.float(), torch.zeros(len(answer)))
+                    found = _max_over_probe(answer, keys, torch.zeros(len(answer)))
                 elif kind == "kvzip":
-                    found = _max_over_probe(q_g, keys.float(), lse_g)
+                    found = _max_over_probe(q_g, keys, lse_g)
                 elif kind == "kvzip_plus":
-                    found = _max_over_probe(q_g, keys.float(), lse_g + self._log_norm) + log_value
+                    found = _max_over_probe(q_g, keys, lse_g + self._log_norm) + log_value
                 else:
-                    found = _sum_over_probe(q_g, keys.float(), lse_g + self._log_norm) + log_value
+                    found = _sum_over_probe(q_g, keys, lse_g + self._log_norm) + log_value
                     expected = found if expected is None else torch.maximum(expected, found)
                     continue
-                self.labels.add(kind, layer, head, found.cpu())
+                self.labels.add(kind, layer, head, places, found.cpu())
         if expected is not None:
-            self.labels.add("expected", layer, head, expected.cpu())
+            self.labels.add("expected", layer, head, places, expected.cpu())
         if layer == 0 and head == 0:
             self.labels.n_rows += n_probe
 
@@ -232,7 +241,7 @@ def measure(
 ) -> None:
     """Send probes on fresh views of a frozen cache, a few together, and grow the labels.
 
-    labels  of the entries at positions first to first + n, which every head must still hold
+    labels  of the entries at positions first to first + n; -inf stays where a head has none
     """
     for batch in _batches(probes, max_batch_tokens):
         views = [
