@@ -27,14 +27,12 @@ from engine.scorers.recency import RecencyScorer
 from engine.scoring import LayerStep, Scorer
 from heads.labels import Kind, Labels, Probe, measure
 from heads.question_set import QuestionedDocument
+from heads.replay import replay_ids
 from heads.self_asked import self_asked
 
 if TYPE_CHECKING:
     from engine.loader import LoadedModel
 
-REPLAY = "Repeat the document word for word."
-REPLAY_FROM = "Repeat the document word for word, from the part that follows: {before}"
-_BEFORE_TOKENS = 8
 _REPLAY_KINDS: tuple[Kind, ...] = ("kvzip", "kvzip_plus")
 
 
@@ -148,7 +146,7 @@ def record(
 
     def replay(cache: DocCache) -> None:
         first = sum(r["kvzip_plus"].shape[-1] for r in replays)
-        probe = Probe(_replay_ids(layout, ids, prefix.n_header, first, cache.n_seen, closing))
+        probe = Probe(replay_ids(layout, ids, prefix.n_header, first, cache.n_seen, closing))
         replays.append(_measured(model, cache, grams, [probe], first, prefix.n_header))
 
     config = PrefillConfig(settings.chunk_tokens, _eviction(settings, len(ids)))
@@ -166,9 +164,9 @@ def record(
     if settings.kept is None:
         # Questions about a whole document may be about what was cut off; then the model asks.
         questions = document.questions if len(ids) == n_whole else ()
-        asked = [(q.text, q.answers[0]) for q in questions] or self_asked(
-            model, layout, cache, closing
-        )
+        asked = [(q.text, q.answers[0]) for q in questions]
+        asked = asked or self_asked(model, layout, cache, closing)
+        asked = [pair for pair in asked if pair[1].strip()]
         asked = _spread(asked, settings.max_questions)
         labels |= _question_labels(model, layout, asked, cache, grams, closing)
     halves = {name: label.half() for name, label in labels.items()}
@@ -182,17 +180,6 @@ def _eviction(settings: RecordSettings, n_tokens: int) -> EvictionConfig:
     return EvictionConfig(
         budget, "global", sink_tokens=4, stabilizer_tokens=0, local_tokens=0, positions="original"
     )
-
-
-def _replay_ids(
-    layout: Layout, ids: list[int], n_header: int, first: int, end: int, closing: list[int]
-) -> list[int]:
-    """Closing of the document, request, and the piece [first, end) as the model's answer."""
-    request = REPLAY
-    if first > n_header:
-        before = layout.tokenizer.decode(ids[max(n_header, first - _BEFORE_TOKENS) : first])
-        request = REPLAY_FROM.format(before=before)
-    return [*closing, *layout.tail(request), *ids[max(first, n_header) : end]]
 
 
 def _measured(
