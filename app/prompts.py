@@ -44,7 +44,7 @@ class Prefix:
     """A tokenised document in its layout.
 
     token_ids       header, document and closing
-    n_header        tokens before the document; they are never evicted
+    n_header        tokens before the document
     n_document      tokens of the document itself
     char_starts     for each document token, where it begins in Document.text, ascending
     """

@@ -279,7 +279,7 @@ class Reader:
         layout = Layout(model.tokenizer)
         config = PrefillConfig(
             chunk_tokens=settings.chunk_tokens,
-            eviction=eviction_config(settings, len(layout.header_ids())),
+            eviction=eviction_config(settings),
         )
         scorer = make_scorer(settings.scorer, model, seed=0, state_dir=heads_dir)
         return Job(document, chosen, settings, model, layout, config, scorer)

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 MAX_DOCUMENT_TOKENS = 131_072
 DEFAULT_CHUNK_TOKENS = 1024
 CHECKPOINT_EVERY_CHUNKS = 8
-MIN_SINK_TOKENS = 4
 
 
 @dataclass(frozen=True)
@@ -59,11 +58,12 @@ class ReadSettings:
         )
 
 
-def eviction_config(settings: ReadSettings, header_tokens: int) -> EvictionConfig:
+def eviction_config(settings: ReadSettings) -> EvictionConfig:
     """Engine settings for one reading; `settings` must be resolved.
 
-    The header (system prompt and opening of the user turn) counts as sink tokens: it is never
-    evicted. Raises engine.errors.InvalidSetting if the numbers cannot work together.
+    Only the first tokens are kept by rule; the rest of the header (system prompt, opening of the
+    user's turn) is scored like the text, because holding it in every head cost more than it gave
+    at small budgets. Raises engine.errors.InvalidSetting if the numbers cannot work together.
     """
     from engine.eviction import EvictionConfig
 
@@ -71,6 +71,5 @@ def eviction_config(settings: ReadSettings, header_tokens: int) -> EvictionConfi
     return EvictionConfig(
         budget_tokens=settings.budget_tokens or None,
         allocation=cast("Allocation", settings.allocation),
-        sink_tokens=max(MIN_SINK_TOKENS, header_tokens),
         positions=cast("Positions", settings.positions),
     )

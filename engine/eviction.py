@@ -41,8 +41,8 @@ class EvictionConfig:
     allocation: Allocation = "uniform"
     head_floor: float = 0.1
     sink_tokens: int = 4
-    stabilizer_tokens: int = 64
-    local_tokens: int = 32
+    stabilizer_tokens: int = 16
+    local_tokens: int = 16
     positions: Positions = "auto"
     profile: tuple[tuple[float, ...], ...] | None = field(default=None, repr=False)
 

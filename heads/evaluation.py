@@ -61,7 +61,7 @@ class EvalSettings:
     chunked         read anew for every row, with evictions; oracles prune the full cache even so
     chunk_tokens    tokens a forward pass, of full and chunked readings
     allocation      how the budget is shared out; None: the catalogue's default
-    sink_tokens     first tokens that always stay; None: the document's header
+    sink_tokens     first tokens that always stay; None: as many as the application keeps
     max_new_tokens  longest generated answer
     generate        False leaves out the answers: likelihoods only
     oracle          the oracle that every row's kept entries are compared with
@@ -99,9 +99,10 @@ class EvalSettings:
         """Every oracle that is needed, each once."""
         return [n for n in dict.fromkeys([*self.scorers, self.oracle or ""]) if n in ORACLES]
 
-    def eviction(self, n_tokens: int, n_header: int, kept: float) -> EvictionConfig:
+    def eviction(self, n_tokens: int, kept: float) -> EvictionConfig:
         """The budget for a document of n_tokens: never less than one above what is protected."""
-        sinks = n_header if self.sink_tokens is None else self.sink_tokens
+        usual = EvictionConfig(None).sink_tokens
+        sinks = usual if self.sink_tokens is None else self.sink_tokens
         least = EvictionConfig(None, sink_tokens=sinks).protected_tokens + 1
         return EvictionConfig(
             budget_tokens=max(round(kept * n_tokens), least),
@@ -216,7 +217,7 @@ class _Reading:
         oracles = self._oracle_scores  # now, so that their time is nobody's
         rows = []
         for kept in settings.kept:
-            rules = settings.eviction(self.n_tokens, self.prefix.n_header, kept)
+            rules = settings.eviction(self.n_tokens, kept)
             best = None
             if settings.oracle is not None:
                 best = pruned(self._full, oracles[settings.oracle], rules)

@@ -29,8 +29,7 @@ LABELS = ("questions", "kvzip_plus", "kvzip", "cis", "blend")
 class FitSettings:
     """How heads are fitted.
 
-    label   a recording's label, or `blend`: the larger of the questions' and the replay's label
-    clamp   labels more than this far (nats) below the edge of the smallest budget count as that far
+    label   a recording's label, or `blend`: the mean of the questions' and the replay's label
     """
 
     kind: str = "retaining"
@@ -67,7 +66,7 @@ def target(recording: Recording, label: str) -> Tensor:
     found = recording.labels
     if label == "blend":
         parts = [found[k].float() for k in ("questions", "kvzip_plus") if k in found]
-        return torch.stack(parts).amax(dim=0)
+        return torch.stack(parts).mean(dim=0)
     return found[label].float()
 
 

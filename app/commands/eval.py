@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--allocation", choices=ALLOCATIONS, help="how the budget is shared out")
     group.add_argument(
-        "--sinks", type=_count, metavar="N", help="first tokens that always stay (default: header)"
+        "--sinks", type=_count, metavar="N", help="first tokens that always stay (default: 4)"
     )
     group.add_argument("--documents", type=positive, metavar="N", help="the first N only")
     group.add_argument("--questions", type=positive, metavar="N", help="the first N of each only")

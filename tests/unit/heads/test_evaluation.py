@@ -88,7 +88,7 @@ def test_a_row_is_the_pruned_full_cache_asked_one_by_one() -> None:
     cache = prefill(
         tiny, ids, PrefillConfig(64, EvictionConfig(None)), make_scorer("keydiff", tiny)
     )
-    rules = EvictionConfig(round(0.6 * len(ids)), "global", sink_tokens=3)
+    rules = EvictionConfig(round(0.6 * len(ids)), "global")
     small = pruned(cache, None, rules)
     rows = {(r.scorer, r.kept): r for r in found.rows}
     assert list(rows) == [(s, k) for s in SETTINGS.scorers for k in SETTINGS.kept]
@@ -136,7 +136,7 @@ def test_chunked_rows_are_readings_with_evictions() -> None:
     tiny: Any = tiny_model()
     (found, _), _ = measured(replace(SETTINGS, chunked=True, allocation="uniform"), tiny)
     ids = FakeLayout().prefix(DOCUMENTS[0].text).token_ids
-    rules = EvictionConfig(round(0.6 * len(ids)), "uniform", sink_tokens=3)
+    rules = EvictionConfig(round(0.6 * len(ids)), "uniform")
     cache = prefill(tiny, ids, PrefillConfig(64, rules), make_scorer("keydiff", tiny))
     row = next(r for r in found.rows if (r.scorer, r.kept) == ("keydiff", 0.6))
     assert row.bytes == cache.nbytes and row.kept_tokens == rules.budget_tokens
@@ -169,9 +169,9 @@ def test_a_run_without_answers_has_likelihoods_alone() -> None:
 
 
 def test_the_budget_is_never_below_what_is_protected() -> None:
-    assert SETTINGS.eviction(1000, 20, 0.5).budget_tokens == 500
-    assert SETTINGS.eviction(1000, 20, 0.001).budget_tokens == 20 + 64 + 1
-    assert replace(SETTINGS, sink_tokens=4).eviction(1000, 20, 0.001).budget_tokens == 4 + 64 + 1
+    assert SETTINGS.eviction(1000, 0.5).budget_tokens == 500
+    assert SETTINGS.eviction(1000, 0.001).budget_tokens == 4 + 16 + 1
+    assert replace(SETTINGS, sink_tokens=20).eviction(1000, 0.001).budget_tokens == 20 + 16 + 1
 
 
 def by_position(model: Any, cache: Any, prefix: Any, asked: Any) -> dict[int, torch.Tensor]:
