@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -65,11 +66,13 @@ class Recording:
     hidden  [n_layers, n, hidden_size] fp16, the input of each layer's attention
     labels  per name [n_layers, n_kv_heads, n] fp16, higher = keep
     n_header tokens of the layout in front of the document, n_tokens everything read
+    seconds  that reading and measuring took
     """
 
     hidden: Tensor
     labels: dict[str, Tensor]
     n_header: int
+    seconds: float = 0.0
 
     @property
     def n_tokens(self) -> int:
@@ -137,6 +140,7 @@ def record(
 
     scorer  needed with `settings.kept`: who evicts
     """
+    began = time.perf_counter()
     prefix = layout.prefix(document.text)
     n_whole = prefix.n_header + prefix.n_document
     ids = prefix.token_ids[: min(n_whole, settings.max_tokens)]
@@ -170,7 +174,8 @@ def record(
         asked = _spread(asked, settings.max_questions)
         labels |= _question_labels(model, layout, asked, cache, grams, closing)
     halves = {name: label.half() for name, label in labels.items()}
-    return Recording(recorder.hidden(), halves, prefix.n_header)
+    seconds = time.perf_counter() - began
+    return Recording(recorder.hidden(), halves, prefix.n_header, seconds)
 
 
 def _eviction(settings: RecordSettings, n_tokens: int) -> EvictionConfig:
@@ -244,14 +249,20 @@ def save_recording(path: Path, recording: Recording) -> None:
     tensors = {"hidden": recording.hidden.contiguous()}
     tensors |= {f"label.{k}": v.contiguous() for k, v in recording.labels.items()}
     temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary, {"n_header": str(recording.n_header)})
+    save_file(
+        tensors,
+        temporary,
+        {"n_header": str(recording.n_header), "seconds": f"{recording.seconds:.3f}"},
+    )
     temporary.replace(path)
 
 
-def load_recording(path: Path) -> Recording:
-    """Read back what `save_recording` wrote."""
+def load_recording(path: Path, *, hidden: bool = True) -> Recording:
+    """Read back what `save_recording` wrote; without `hidden` its states stay on disk (empty)."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
         labels = {n[6:]: file.get_tensor(n) for n in file.keys() if n.startswith("label.")}  # noqa: SIM118
-        return Recording(file.get_tensor("hidden"), labels, int(file.metadata()["n_header"]))
+        states = file.get_tensor("hidden") if hidden else torch.empty(0, 0, 0)
+        facts = file.metadata()
+        return Recording(states, labels, int(facts["n_header"]), float(facts["seconds"]))

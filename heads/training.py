@@ -20,7 +20,6 @@ from heads.labels import output_grams
 from heads.question_set import QuestionedDocument
 from heads.recordings import (
     Layout,
-    Recording,
     RecordSettings,
     load_recording,
     record,
@@ -113,8 +112,9 @@ def train(
     """
     if len(documents) < 2:
         raise InvalidSetting("Training needs at least two documents.", "Give more text.")
-    started = time.perf_counter()
     head = start
+    used: list[Path] = []
+    fit_s = 0.0
     reports: list[FitReport] = []
     firsts: list[Path] = []
     for number in range(settings.rounds):
@@ -128,15 +128,22 @@ def train(
         say(f"Round {number + 1} of {settings.rounds}: reading {said}{len(documents)} documents.")
         paths = _record_all(model, layout, documents, how, work, evictor, scorer, say)
         firsts = firsts or paths
+        used += paths
+        began = time.perf_counter()
         head, report = _fitted_once(model, paths, firsts, settings, number, work, head, say)
+        fit_s += time.perf_counter() - began
         if report is not None:
             reports.append(report)
     assert head is not None
     if _rank() == 0:
-        minutes = (time.perf_counter() - started) / 60
-        card.cost = f"{minutes:.1f} minutes on {model.device}, forward passes of the model only"
+        forward_s = sum(load_recording(p, hidden=False).seconds for p in used)
+        card.cost = (
+            f"{forward_s / 60:.1f} minutes of forward passes of the model, "
+            f"{fit_s / 60:.1f} of fitting, on {model.device}"
+        )
         card.settings = asdict(settings)
-        labels = [target(load_recording(p), settings.fitting.label) for p in firsts]
+        recordings = (load_recording(p, hidden=False) for p in firsts)
+        labels = [target(r, settings.fitting.label) for r in recordings]
         save_heads(out, head, card, profile_of(labels))
     return head, reports
 
@@ -187,7 +194,7 @@ def _fitted_once(
     if path.exists():
         return load_heads(path, model).head, None
     recordings = [
-        Recording(load_recording(p).hidden, load_recording(f).labels, load_recording(p).n_header)
+        replace(load_recording(p), labels=load_recording(f, hidden=False).labels)
         for p, f in zip(paths, firsts, strict=True)
     ]
     held = [r for i, r in enumerate(recordings) if i % HELD_EVERY == HELD_EVERY - 1]
