@@ -235,8 +235,9 @@ def recording_path(
     who: str,
 ) -> Path:
     """Where a recording of exactly this model, document, settings and evictor lies."""
+    what = [document.text, [asdict(question) for question in document.questions]]
     key = json.dumps(
-        [sorted(model.fingerprint.items()), asdict(document), asdict(settings), who], sort_keys=True
+        [sorted(model.fingerprint.items()), what, asdict(settings), who], sort_keys=True
     )
     return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
 
