@@ -1,0 +1,146 @@
+"""Is a fact found wherever it stands? One reading a length, a fact at each of ten depths.
+
+    python tests/bench/needle_grid.py --book FILE --models DIR --lengths 16000,128000 --budget 4096
+
+A book (repeated if it is too short) is cut to each length, ten facts are put between its sentences
+at even depths, it is read once with evictions, and ten questions are asked of that one cache. Prints
+a line for each fact and the share found, then one JSON line; --out writes the grid as SVG.
+The same for each scorer named: all see the same text and keep the same number of entries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from app.prompts import Layout
+from engine.batch import generate_together, nll_together
+from engine.eviction import EvictionConfig
+from engine.loader import LoadedModel, load_model
+from engine.prefill import PrefillConfig, prefill
+from heads.catalog import make_scorer
+from heads.questions.filler import facts_at_depths
+
+PLACES = (
+    ("Aldermoor", "4821"),
+    ("Brinkvale", "7305"),
+    ("Carrowfield", "1964"),
+    ("Dunmere", "8517"),
+    ("Eskwood", "2390"),
+    ("Farrowby", "6148"),
+    ("Glenhollow", "9072"),
+    ("Harthwick", "3656"),
+    ("Inverlee", "5289"),
+    ("Jarrowgate", "7743"),
+)
+FACT = "The secret number of {place} is {number}."
+QUESTION = "What is the secret number of {place}?"
+DEPTHS = tuple((i + 0.5) / len(PLACES) for i in range(len(PLACES)))
+
+
+def document(layout: Layout, book: str, n_tokens: int) -> str:
+    """The book's text, as often as needed, cut to n_tokens, with the facts inside."""
+    ids, starts = layout.document_ids(book)
+    times = -(-n_tokens // len(ids))
+    text = book * (times - 1) + book[: starts[(n_tokens - 1) % len(ids)]]
+    facts = [
+        (depth, FACT.format(place=place, number=number))
+        for depth, (place, number) in zip(DEPTHS, PLACES, strict=True)
+    ]
+    return facts_at_depths(text, facts)
+
+
+def measure(
+    model: LoadedModel, layout: Layout, text: str, scorer: str, budget: int
+) -> tuple[list[bool], list[float], int, float]:
+    """Which facts are found, each number's NLL a token, tokens read, and seconds of reading."""
+    prefix = layout.prefix(text)
+    config = PrefillConfig(1024, EvictionConfig(budget, "global"))
+    began = time.perf_counter()
+    cache = prefill(model, prefix.token_ids, config, make_scorer(scorer, model))
+    seconds = time.perf_counter() - began
+    tails = [layout.tail(QUESTION.format(place=place)) for place, _ in PLACES]
+    encode = layout.tokenizer
+    numbers = [encode(number, add_special_tokens=False)["input_ids"] for _, number in PLACES]
+    views = [cache.view() for _ in tails]
+    answers = generate_together(model, views, tails, 24)
+    found = [
+        number in layout.tokenizer.decode(ids)
+        for ids, (_, number) in zip(answers, PLACES, strict=True)
+    ]
+    nll = nll_together(model, [cache.view() for _ in tails], tails, numbers)
+    return found, nll, len(prefix.token_ids), seconds
+
+
+def grid_svg(rows: list[tuple[str, list[bool]]]) -> str:
+    """Rows of squares, filled where the fact was found; readable without colour."""
+    size, left, top = 34, 210, 44
+    width, height = left + size * len(PLACES) + 20, top + size * len(rows) + 34
+    parts = [f'<text x="{left}" y="22" font-size="14">depth in the document</text>']
+    for i, depth in enumerate(DEPTHS):
+        x = left + size * i + size / 2
+        parts.append(
+            f'<text x="{x}" y="{top - 6}" font-size="11" text-anchor="middle">{depth:.0%}</text>'
+        )
+    for j, (name, found) in enumerate(rows):
+        y = top + size * j
+        parts.append(f'<text x="8" y="{y + 22}" font-size="13">{name}</text>')
+        for i, hit in enumerate(found):
+            fill, mark = ("#0072b2", "&#10003;") if hit else ("#ffffff", "&#215;")
+            ink = "#ffffff" if hit else "#b03000"
+            x = left + size * i
+            parts.append(
+                f'<rect x="{x + 1}" y="{y + 1}" width="{size - 2}" height="{size - 2}" '
+                f'fill="{fill}" stroke="#888888"/>'
+                f'<text x="{x + size / 2}" y="{y + 23}" font-size="16" text-anchor="middle" '
+                f'fill="{ink}">{mark}</text>'
+            )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'font-family="sans-serif"><rect width="{width}" height="{height}" fill="#ffffff"/>'
+        + "\n".join(parts)
+        + "</svg>\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--book", type=Path, required=True)
+    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--model", default="qwen2.5-coder-0.5b")
+    parser.add_argument("--lengths", default="16000,128000")
+    parser.add_argument("--scorers", default="retaining")
+    parser.add_argument("--budget", type=int, default=4096)
+    parser.add_argument("--out", type=Path, help="write the grid there as SVG")
+    options = parser.parse_args()
+    model = load_model(options.model, models_dir=options.models)
+    layout = Layout(model.tokenizer)
+    book = options.book.read_text(encoding="utf-8")
+    rows, report = [], []
+    for length in (int(x) for x in options.lengths.split(",")):
+        text = document(layout, book, length)
+        for scorer in options.scorers.split(","):
+            found, nll, n_tokens, seconds = measure(model, layout, text, scorer, options.budget)
+            marks = "".join("x" if hit else "." for hit in found)
+            mean = sum(nll) / len(nll)
+            print(
+                f"{n_tokens:7} tokens  {scorer:12} {marks}  {sum(found)}/10  NLL {mean:.2f}  "
+                f"{seconds:.0f} s",
+                flush=True,
+            )
+            rows.append((f"{n_tokens:,} tokens, {scorer}", found))
+            report.append(
+                {"tokens": n_tokens, "scorer": scorer, "found": found, "nll": nll, "s": seconds}
+            )
+    if options.out:
+        options.out.write_text(grid_svg(rows), encoding="utf-8")
+    print(json.dumps({"budget": options.budget, "rows": report}))
+
+
+if __name__ == "__main__":
+    main()
