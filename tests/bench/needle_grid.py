@@ -3,8 +3,8 @@
     python tests/bench/needle_grid.py --book FILE --models DIR --lengths 16000,128000 --budget 4096
 
 A book (repeated if it is too short) is cut to each length, ten facts are put between its sentences
-at even depths, it is read once with evictions, and ten questions are asked of that one cache. Prints
-a line for each fact and the share found, then one JSON line; --out writes the grid as SVG.
+at even depths, it is read once with evictions, and ten questions are asked of that one cache.
+Prints a line a reading with the facts found, then one JSON line; --out writes the grid as SVG.
 The same for each scorer named: all see the same text and keep the same number of entries.
 """
 
