@@ -277,11 +277,11 @@ class Reader:
         settings = settings.resolved(spec.default_budget if spec else None, scorer_name)
         assert settings.scorer is not None
         layout = Layout(model.tokenizer)
+        scorer = make_scorer(settings.scorer, model, seed=0, state_dir=heads_dir)
         config = PrefillConfig(
             chunk_tokens=settings.chunk_tokens,
-            eviction=eviction_config(settings),
+            eviction=eviction_config(settings, scorer.profile),
         )
-        scorer = make_scorer(settings.scorer, model, seed=0, state_dir=heads_dir)
         return Job(document, chosen, settings, model, layout, config, scorer)
 
     def _plan(self, job: Job) -> Plan:

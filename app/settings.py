@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
-    from engine.eviction import Allocation, EvictionConfig, Positions
+    from engine.eviction import Allocation, EvictionConfig, Positions, Profile
 
 MAX_DOCUMENT_TOKENS = 131_072
 DEFAULT_CHUNK_TOKENS = 1024
@@ -58,8 +58,10 @@ class ReadSettings:
         )
 
 
-def eviction_config(settings: ReadSettings) -> EvictionConfig:
+def eviction_config(settings: ReadSettings, profile: Profile | None = None) -> EvictionConfig:
     """Engine settings for one reading; `settings` must be resolved.
+
+    profile  of the scorer, for the allocation of that name
 
     Only the first tokens are kept by rule; the rest of the header (system prompt, opening of the
     user's turn) is scored like the text, because holding it in every head cost more than it gave
@@ -72,4 +74,5 @@ def eviction_config(settings: ReadSettings) -> EvictionConfig:
         budget_tokens=settings.budget_tokens or None,
         allocation=cast("Allocation", settings.allocation),
         positions=cast("Positions", settings.positions),
+        profile=profile if settings.allocation == "profile" else None,
     )

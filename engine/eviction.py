@@ -6,6 +6,7 @@ sinks, stabilizers and locals included.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,6 +23,46 @@ POSITIONS: tuple[str, ...] = ("auto", "original", "compact")
 RESERVE_TOKENS = 2048
 
 
+Shares = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Shares per layer and KV head, any positive scale, measured at some kept fractions.
+
+    kept    ascending, each in (0, 1]
+    shares  for each of them [n_layers][n_kv_heads]
+    """
+
+    kept: tuple[float, ...]
+    shares: tuple[Shares, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.kept) != len(self.shares) or not self.kept:
+            raise InvalidSetting("A profile needs one table of shares for each kept fraction.")
+        if list(self.kept) != sorted(set(self.kept)) or not 0 < self.kept[0] <= self.kept[-1] <= 1:
+            raise InvalidSetting("A profile's kept fractions must ascend between 0 and 1.")
+
+    def at(self, kept: float) -> Tensor:
+        """Shares summing to 1, [n_layers, n_kv_heads] fp64: interpolated in the logarithm of kept.
+
+        Everything kept means equal shares; outside the measured fractions the nearest holds.
+        """
+        tables = [torch.tensor(t, dtype=torch.float64) for t in self.shares]
+        tables = [t / t.sum() for t in tables]
+        levels = list(self.kept)
+        if levels[-1] < 1:
+            levels.append(1.0)
+            tables.append(torch.full_like(tables[0], 1 / tables[0].numel()))
+        place = min(max(kept, levels[0]), levels[-1])
+        upper = next(i for i, level in enumerate(levels) if level >= place)
+        if levels[upper] == place:
+            return tables[upper]
+        low, high = math.log(levels[upper - 1]), math.log(levels[upper])
+        weight = (math.log(place) - low) / (high - low)
+        return (1 - weight) * tables[upper - 1] + weight * tables[upper]
+
+
 @dataclass(frozen=True)
 class EvictionConfig:
     """How many entries stay, and which may never go.
@@ -34,7 +75,7 @@ class EvictionConfig:
     stabilizer_tokens   newest tokens, protected while more text is to come
     local_tokens        last tokens of the document, never evicted
     positions           rotary positions at read: document index, slots 0..kept-1, or automatic
-    profile             relative share per layer and KV head, any positive scale
+    profile             how much each layer and KV head keeps, by the kept fraction
     """
 
     budget_tokens: int | None = 4096
@@ -44,7 +85,7 @@ class EvictionConfig:
     stabilizer_tokens: int = 16
     local_tokens: int = 16
     positions: Positions = "auto"
-    profile: tuple[tuple[float, ...], ...] | None = field(default=None, repr=False)
+    profile: Profile | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.allocation not in ALLOCATIONS:
@@ -118,9 +159,9 @@ def select(
         [_ranked(e, protected(e.positions, config, n_seen, last=last)) for e in heads]
         for heads in entries
     ]
-    n_heads = len(entries[0])
     if config.allocation in ("uniform", "profile"):
-        shares = _shares(config, len(entries), n_heads)
+        lengths = [[_capped(len(r.order), ceiling) for r in row] for row in ranks]
+        shares = _shares(config, lengths, n_seen)
         chosen = [
             [r.take(_capped(share, ceiling)) for r, share in zip(row, row_shares, strict=True)]
             for row, row_shares in zip(ranks, shares, strict=True)
@@ -159,19 +200,42 @@ def _capped(n: int, ceiling: int | None) -> int:
     return n if ceiling is None else min(n, ceiling)
 
 
-def _shares(config: EvictionConfig, n_layers: int, n_heads: int) -> list[list[int]]:
-    """Entries per layer and head, summing to the whole budget; the profile is rounded to it."""
+def _shares(config: EvictionConfig, lengths: list[list[int]], n_seen: int) -> list[list[int]]:
+    """Entries per layer and head: every head alike, or by the profile.
+
+    The profile divides what the rules leave free, rounded to the whole budget; what a head is too
+    short to take goes to the others, in proportion.
+    """
     assert config.budget_tokens is not None
     if config.profile is None:
-        return [[config.budget_tokens] * n_heads for _ in range(n_layers)]
-    weights = torch.tensor(config.profile, dtype=torch.float64)
-    if weights.shape != (n_layers, n_heads) or bool((weights <= 0).any()):
+        return [[config.budget_tokens] * len(row) for row in lengths]
+    weights = config.profile.at(config.budget_tokens / max(n_seen, 1))
+    room = torch.tensor(lengths, dtype=torch.float64)
+    if weights.shape != room.shape or bool((weights <= 0).any()):
+        n_layers, n_heads = room.shape
         raise InvalidSetting(f"the profile must hold {n_layers} x {n_heads} positive shares.")
-    exact = weights.flatten() / weights.sum() * config.budget_tokens * n_layers * n_heads
+    total = min(config.budget_tokens * room.numel(), int(room.sum()))
+    ruled = room.flatten().clamp(max=config.protected_tokens)
+    rest = total - float(ruled.sum())
+    exact = ruled + _filled(weights.flatten(), room.flatten() - ruled, rest)
     shares = exact.floor()
-    missing = round(float(exact.sum())) - int(shares.sum())
-    shares[torch.sort(exact - shares, descending=True, stable=True).indices[:missing]] += 1
-    return [[int(s) for s in row] for row in shares.reshape(n_layers, n_heads)]
+    missing = total - int(shares.sum())
+    spare = torch.where(shares < room.flatten(), exact - shares, -1.0)
+    shares[torch.sort(spare, descending=True, stable=True).indices[:missing]] += 1
+    return [[int(s) for s in row] for row in shares.reshape(room.shape)]
+
+
+def _filled(weights: Tensor, room: Tensor, total: float) -> Tensor:
+    """`total` divided in proportion to weights [n], none above its room [n]."""
+    full = torch.zeros_like(room, dtype=torch.bool)
+    while True:
+        rest = total - float(room[full].sum())
+        free = weights.masked_fill(full, 0.0)
+        exact = torch.where(full, room, free / free.sum().clamp(min=1e-300) * rest)
+        over = (exact > room) & ~full
+        if not bool(over.any()):
+            return exact
+        full |= over
 
 
 def _pooled(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from engine.eviction import Profile
     from engine.geometry import ModelGeometry
 
 
@@ -48,6 +49,7 @@ class Scorer:
     wants_hidden = False
     wants_mass = False
     wants_logits = False
+    profile: Profile | None = None  # how much each layer and head keeps, if the scorer knows
 
     def reset(self) -> None:
         """Forget the document."""

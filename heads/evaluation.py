@@ -20,7 +20,7 @@ from torch import Tensor
 
 from engine.batch import generate_together, nll_together
 from engine.errors import InvalidSetting, ScorerUnavailable
-from engine.eviction import RESERVE_TOKENS, Allocation, EvictionConfig
+from engine.eviction import RESERVE_TOKENS, Allocation, EvictionConfig, Profile
 from engine.prefill import PrefillConfig, prefill
 from engine.pruning import pruned
 from engine.scorers.several import SeveralScorers
@@ -60,7 +60,8 @@ class EvalSettings:
     kept            shares of a document's tokens to keep, each above 0 and at most 1
     chunked         read anew for every row, with evictions; oracles prune the full cache even so
     chunk_tokens    tokens a forward pass, of full and chunked readings
-    allocation      how the budget is shared out; None: the catalogue's default
+    allocation      how the budget is shared out; None: the catalogue's default. "profile" is
+                    global for scorers and oracles that have none
     sink_tokens     first tokens that always stay; None: as many as the application keeps
     max_new_tokens  longest generated answer
     generate        False leaves out the answers: likelihoods only
@@ -99,15 +100,21 @@ class EvalSettings:
         """Every oracle that is needed, each once."""
         return [n for n in dict.fromkeys([*self.scorers, self.oracle or ""]) if n in ORACLES]
 
-    def eviction(self, n_tokens: int, kept: float) -> EvictionConfig:
+    def eviction(
+        self, n_tokens: int, kept: float, profile: Profile | None = None
+    ) -> EvictionConfig:
         """The budget for a document of n_tokens: never less than one above what is protected."""
         usual = EvictionConfig(None).sink_tokens
         sinks = usual if self.sink_tokens is None else self.sink_tokens
         least = EvictionConfig(None, sink_tokens=sinks).protected_tokens + 1
+        allocation = self.allocation or DEFAULT_ALLOCATION
+        if allocation == "profile" and profile is None:
+            allocation = "global"  # an oracle, or a scorer that knows of no profile
         return EvictionConfig(
             budget_tokens=max(round(kept * n_tokens), least),
-            allocation=self.allocation or DEFAULT_ALLOCATION,
+            allocation=allocation,
             sink_tokens=sinks,
+            profile=profile if allocation == "profile" else None,
         )
 
 
@@ -223,7 +230,7 @@ class _Reading:
                 best = pruned(self._full, oracles[settings.oracle], rules)
             for name in settings.scorers:
                 started = time.perf_counter()
-                cache = self._cache(name, rules)
+                cache = self._cache(name, self._rules(name, kept))
                 rows.append(self._row(name, kept, cache, best, started))
         order = {name: n for n, name in enumerate(settings.scorers)}
         rows.sort(key=lambda row: order[row.scorer])
@@ -243,6 +250,12 @@ class _Reading:
             name: ORACLES[name](self.model, self._full, self.prefix, self.asked)
             for name in self.settings.oracle_names
         }
+
+    def _rules(self, name: str, kept: float) -> EvictionConfig:
+        scorer = self.scorers.get(name)
+        return self.settings.eviction(
+            self.n_tokens, kept, None if scorer is None else scorer.profile
+        )
 
     def _cache(self, name: str, rules: EvictionConfig) -> DocCache:
         """What is left of the document under a scorer or oracle."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import ScorerUnavailable
+from engine.eviction import Profile
 from engine.geometry import ModelGeometry
 from engine.scoring import LayerStep, Scorer
 
@@ -96,7 +97,7 @@ def flat_qkv(step: LayerStep) -> Tensor:
 class HeadScorer(Scorer):
     """Scores with a trained head of either kind.
 
-    profile  [n_layers, n_kv_heads] shares that suit the heads, if their file has them
+    profile  how much each layer and KV head keeps, if the file of heads says so
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class HeadScorer(Scorer):
         head: LocretHead | RetainingHead,
         card: HeadCard,
         digest: str,
-        profile: Tensor | None = None,
+        profile: Profile | None = None,
     ) -> None:
         self.head, self.card, self._digest, self.profile = head, card, digest, profile
         self.name = head.kind
@@ -120,7 +121,8 @@ class HeadScorer(Scorer):
 
     def digest(self) -> str:
         """Kind and weights: another file of heads is another scorer."""
-        return f"{self.name}:{self._digest}"
+        profile = hashlib.sha256(repr(self.profile).encode()).hexdigest()[:8]
+        return f"{self.name}:{self._digest}:{profile}"
 
 
 def load_heads(path: Path, model: LoadedModel) -> HeadScorer:
@@ -135,7 +137,7 @@ def load_heads(path: Path, model: LoadedModel) -> HeadScorer:
             "Train them (train-heads), or choose another scorer.",
         )
     tensors, metadata = _read(path)
-    profile = tensors.pop("profile", None)
+    profile = _profile(path, tensors, model.geometry)
     if metadata.get("format") == FORMAT:
         head, card = _ours(path, tensors, metadata, model.geometry)
     else:
@@ -148,11 +150,11 @@ def save_heads(
     path: Path,
     head: LocretHead | RetainingHead,
     card: HeadCard,
-    profile: Tensor | None = None,
+    profile: Profile | None = None,
 ) -> None:
     """Write heads in fp16 with their card, atomically.
 
-    profile  [n_layers, n_kv_heads] shares of a budget, for allocation "profile"
+    profile  for allocation "profile"
     """
     from safetensors.torch import save
 
@@ -164,7 +166,8 @@ def save_heads(
     }
     tensors = {name: p.detach().half().cpu().contiguous() for name, p in head.named_parameters()}
     if profile is not None:
-        tensors["profile"] = profile.float().contiguous()
+        tensors["profile"] = torch.tensor(profile.shares)
+        tensors["profile_kept"] = torch.tensor(profile.kept)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(save(tensors, metadata))
@@ -187,6 +190,17 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in loaded.values()):
         raise ScorerUnavailable(f"{path.name} holds no table of tensors.", "Fetch it again.")
     return dict(loaded), {}
+
+
+def _profile(path: Path, tensors: dict[str, Tensor], geometry: ModelGeometry) -> Profile | None:
+    """Take a profile out of a file's tensors."""
+    shares, kept = tensors.pop("profile", None), tensors.pop("profile_kept", None)
+    if shares is None or kept is None:
+        return None
+    if shares.shape != (len(kept), geometry.n_layers, geometry.n_kv_heads):
+        raise ScorerUnavailable(f"{path.name} has a profile of another model's shape.")
+    tables = tuple(tuple(tuple(row) for row in table) for table in shares.tolist())
+    return Profile(tuple(kept.tolist()), tables)
 
 
 def _ours(

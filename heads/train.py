@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.attention import decoder_of
+from engine.eviction import Profile
 from heads.losses import BY_NAME
 from heads.recordings import Recording
 from heads.retaining import LocretHead, RetainingHead
@@ -21,6 +22,7 @@ from heads.retaining import LocretHead, RetainingHead
 if TYPE_CHECKING:
     from engine.loader import LoadedModel
 
+LEAST_SHARE = 1e-3
 EDGES = (0.25, 0.125, 0.0625, 0.03125)  # kept fractions whose thresholds `bce` learns
 LABELS = ("questions", "kvzip_plus", "kvzip", "cis", "blend")
 
@@ -264,13 +266,24 @@ def _rank_correlation(a: Tensor, b: Tensor) -> float:
     return float((top / (centred[0].norm(dim=0) * centred[1].norm(dim=0)).clamp(min=1e-9)).mean())
 
 
-def profile_of(labels: Sequence[Tensor], kept: float = 0.125) -> Tensor:
-    """Mean share of each layer and KV head in the top `kept` of labels: [n_layers, n_kv_heads]."""
-    shares = []
-    for label in labels:
-        flat = label.flatten()
-        top = torch.zeros_like(flat)
-        top[flat.topk(max(1, int(len(flat) * kept))).indices] = 1
-        shares.append(top.reshape(label.shape).mean(-1))
-    mean = torch.stack(shares).mean(0)
-    return mean / mean.sum()
+PROFILE_KEPT = (0.03125, 0.0625, 0.125, 0.25, 0.5)
+
+
+def profile_of(labels: Sequence[Tensor]) -> Profile:
+    """Mean share of each layer and KV head in the best entries of [n_layers, n_kv_heads, n] labels.
+
+    A share is never quite 0, so that every head keeps something.
+    """
+    tables = []
+    for kept in PROFILE_KEPT:
+        shares = torch.stack([_share_of_best(label, kept) for label in labels]).mean(0)
+        tables.append(tuple(tuple(row) for row in (shares + LEAST_SHARE).tolist()))
+    return Profile(PROFILE_KEPT, tuple(tables))
+
+
+def _share_of_best(label: Tensor, kept: float) -> Tensor:
+    """How much of each head is among the best `kept` of all entries: [n_layers, n_kv_heads]."""
+    flat = label.flatten()
+    best = torch.zeros_like(flat)
+    best[flat.topk(max(1, int(len(flat) * kept))).indices] = 1
+    return best.reshape(label.shape).mean(-1)

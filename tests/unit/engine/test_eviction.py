@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import InvalidSetting
-from engine.eviction import EvictionConfig, HeadEntries, select
+from engine.eviction import EvictionConfig, HeadEntries, Profile, select
 
 LAYERS, HEADS = 3, 2
 
@@ -28,12 +28,14 @@ def entries(n: int, n_seen: int, seed: int, *, ties: bool = False) -> list[list[
     return rows
 
 
+RULES: dict[str, Any] = {"sink_tokens": 2, "stabilizer_tokens": 4, "local_tokens": 3}
+
+
 def config(allocation: str, budget: int | None = 20, **changes: Any) -> EvictionConfig:
     if allocation == "profile":
-        changes["profile"] = tuple(
-            tuple(1.0 + layer + head for head in range(HEADS)) for layer in range(LAYERS)
-        )
-    base = {"sink_tokens": 2, "stabilizer_tokens": 4, "local_tokens": 3}
+        table = tuple(tuple(1.0 + layer + head for head in range(HEADS)) for layer in range(LAYERS))
+        changes["profile"] = Profile((0.5,), (table,))
+    base = RULES
     return EvictionConfig(budget_tokens=budget, allocation=allocation, **{**base, **changes})
 
 
@@ -118,6 +120,29 @@ def test_a_profile_is_rounded_to_the_whole_budget() -> None:
     assert sum(counts) == 13 * 6
     assert counts == sorted(counts) or counts[-1] == max(counts)
     assert counts[-1] > counts[0]
+
+
+def test_what_a_short_head_cannot_take_goes_to_the_others() -> None:
+    table = tuple((1.0, 1e3) for _ in range(3))
+    rules = EvictionConfig(20, "profile", profile=Profile((1.0,), (table,)), **RULES)
+    counts = [
+        len(index) for row in select(entries(30, 30, 3), rules, 30, last=True) for index in row
+    ]
+    assert counts == [10, 30] * 3
+
+
+def test_a_profile_is_interpolated_and_even_when_everything_is_kept() -> None:
+    low, high = ((1.0, 3.0),), ((1.0, 1.0),)
+    profile = Profile((0.125, 0.5), (low, high))
+    assert profile.at(0.01).tolist() == [[0.25, 0.75]]
+    assert profile.at(0.25).tolist()[0] == pytest.approx([0.375, 0.625])
+    assert profile.at(0.5).tolist() == profile.at(1.0).tolist() == [[0.5, 0.5]]
+
+
+@pytest.mark.parametrize(("kept", "n"), [((), 0), ((0.5, 0.25), 2), ((0.5,), 2), ((0.0,), 1)])
+def test_a_bad_profile_is_refused(kept: tuple[float, ...], n: int) -> None:
+    with pytest.raises(InvalidSetting, match="profile"):
+        Profile(kept, (((1.0,),),) * n)
 
 
 @pytest.mark.parametrize(
