@@ -172,7 +172,8 @@ def record(
         asked = asked or self_asked(model, layout, cache, closing)
         asked = [pair for pair in asked if pair[1].strip()]
         asked = _spread(asked, settings.max_questions)
-        labels |= _question_labels(model, layout, asked, cache, grams, closing)
+        if asked:
+            labels |= _question_labels(model, layout, asked, cache, grams, closing)
     halves = {name: label.half() for name, label in labels.items()}
     seconds = time.perf_counter() - began
     return Recording(recorder.hidden(), halves, prefix.n_header, seconds)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.attention import decoder_of
+from engine.errors import InvalidSetting
 from engine.eviction import Profile
 from heads.losses import BY_NAME
 from heads.recordings import Recording
@@ -31,14 +32,15 @@ LABELS = ("questions", "kvzip_plus", "kvzip", "cis", "blend")
 class FitSettings:
     """How heads are fitted.
 
-    label   a recording's label, or `blend`: the mean of the questions' and the replay's label
+    label   a recording's label, or `blend`: the mean of the questions' and the replay's label,
+            or the one there is; documents without the label are left out
     """
 
     kind: str = "retaining"
     label: str = "blend"
     loss: str = "mse"
     width: int = 256
-    epochs: float = 10.0
+    epochs: float = 5.0
     lr: float = 2e-3
     weight_decay: float = 0.01
     batch_tokens: int = 1024
@@ -61,6 +63,12 @@ class _LayerData:
     x: Tensor
     y: Tensor
     edges: Tensor
+
+
+def has_label(recording: Recording, label: str) -> bool:
+    """Whether `target` can be had of a recording."""
+    wanted = ("questions", "kvzip_plus") if label == "blend" else (label,)
+    return any(name in recording.labels for name in wanted)
 
 
 def target(recording: Recording, label: str) -> Tensor:
@@ -101,6 +109,12 @@ def fit(
     )
     head.requires_grad_(False)
     report = FitReport()
+    recordings = [r for r in recordings if has_label(r, settings.label)]
+    held = [r for r in held if has_label(r, settings.label)]
+    if not recordings:
+        raise InvalidSetting(
+            f"No document has the label '{settings.label}'.", "Choose another, or give questions."
+        )
     targets = [target(r, settings.label) for r in recordings]
     held_targets = [target(r, settings.label) for r in held]
     edges = [edges_of(t) for t in targets]

@@ -35,9 +35,10 @@ from heads.retaining import (
     load_heads,
     save_heads,
 )
-from heads.train import FitReport, FitSettings, fit, profile_of, target
+from heads.train import FitReport, FitSettings, fit, has_label, profile_of, target
 
 if TYPE_CHECKING:
+    from engine.eviction import Profile
     from engine.loader import LoadedModel
 
 HELD_EVERY = 8  # every eighth document is only looked at
@@ -142,9 +143,7 @@ def train(
             f"{fit_s / 60:.1f} of fitting, on {model.device}"
         )
         card.settings = asdict(settings)
-        recordings = (load_recording(p, hidden=False) for p in firsts)
-        labels = [target(r, settings.fitting.label) for r in recordings]
-        save_heads(out, head, card, profile_of(labels))
+        save_heads(out, head, card, _profile(firsts, settings.fitting.label))
     return head, reports
 
 
@@ -211,6 +210,15 @@ def _fitted_once(
     )
     save_heads(path, head, HeadCard(model.name, settings.fitting.label))
     return load_heads(path, model).head, report
+
+
+def _profile(paths: Sequence[Path], label: str) -> Profile:
+    """What each head should keep: by the questions' label where there is one, else by the fit's."""
+    found = [load_recording(p, hidden=False) for p in paths]
+    asked = [r for r in found if has_label(r, "questions")]
+    if asked and label != "cis":
+        return profile_of([target(r, "questions") for r in asked])
+    return profile_of([target(r, label) for r in found if has_label(r, label)])
 
 
 def _rank() -> int:
