@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from app.paths import DataPaths
     from engine.loader import LoadedModel
     from heads.question_set import QuestionedDocument
-    from heads.retaining import LocretHead, RetainingHead
+    from heads.retaining import HeadCard, LocretHead, RetainingHead
     from heads.train import FitReport
     from heads.training import TrainPlan, TrainSettings
 
@@ -93,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
     head, reports = train(model, layout, documents, settings, work, out, card, start=start, say=say)
     seconds = time.perf_counter() - began
     report = _report(head, reports, out, found, rate, seconds)
+    report["card"] = str(_write_card(card, out))
     if reports:
         report["loss_plot"] = str(_plot(reports, out))
     say(f"Heads: {out} ({out.stat().st_size / 2**20:.1f} MiB), {seconds / 60:.1f} minutes.")
@@ -201,6 +203,25 @@ def _report(
             for r in reports
         ],
     }
+
+
+def _write_card(card: HeadCard, out: Path) -> Path:
+    """The card that the heads carry inside, as a page beside them."""
+    facts = {
+        "Base model": card.base_model,
+        "Label": card.label,
+        "Data": card.data,
+        "Licence of the data": card.licence or "not stated",
+        "Cost": card.cost,
+        "Commit": card.commit or "not from a checkout",
+        "Size": f"{out.stat().st_size / 2**20:.1f} MiB",
+        "Settings": f"`{json.dumps(card.settings, sort_keys=True)}`",
+    }
+    lines = [f"# Retaining heads: {out.name}", ""]
+    lines += [f"- **{name}**: {fact}" for name, fact in facts.items()]
+    path = out.with_suffix(".md")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
 
 
 def _plot(reports: list[FitReport], out: Path) -> Path:
