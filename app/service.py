@@ -264,9 +264,10 @@ class Reader:
 
         trusted  False for a session from elsewhere: it may not name a model to be downloaded
         """
+        from engine.errors import ScorerUnavailable
         from engine.prefill import PrefillConfig
         from engine.registry import find
-        from heads.catalog import default_scorer, make_scorer
+        from heads.catalog import default_scorer, is_head_file, make_scorer
 
         chosen = page_range(document, pages)
         download = trusted or find(settings.model or "") is not None
@@ -276,6 +277,11 @@ class Reader:
         scorer_name = default_scorer(model.name, heads_dir)
         settings = settings.resolved(spec.default_budget if spec else None, scorer_name)
         assert settings.scorer is not None
+        if not trusted and is_head_file(settings.scorer):
+            raise ScorerUnavailable(
+                "The session was made with a file of heads that it does not bring along.",
+                "Read the document again here.",
+            )
         layout = Layout(model.tokenizer)
         scorer = make_scorer(settings.scorer, model, seed=0, state_dir=heads_dir)
         config = PrefillConfig(

@@ -56,6 +56,11 @@ def head_file(kind: str, model_name: str, state_dir: Path | None = None) -> Path
     return None
 
 
+def is_head_file(name: str) -> bool:
+    """Whether a scorer's name is a path to a file of heads."""
+    return name.endswith(_HEAD_SUFFIXES)
+
+
 def default_scorer(model_name: str, state_dir: Path | None = None) -> str:
     """The scorer that reads with this model when nobody chooses."""
     trained = head_file(TRAINED_SCORER, model_name, state_dir)
@@ -86,7 +91,7 @@ def make_scorer(
         from heads.calibration import expected_attention
 
         return expected_attention(model, state_dir, calibration_ids)
-    if name in ("retaining", "locret") or name.endswith(_HEAD_SUFFIXES):
+    if name in ("retaining", "locret") or is_head_file(name):
         return _trained(name, model, state_dir)
     names = ", ".join([*scorer_names(), "retaining", "locret"])
     raise ScorerUnavailable(
@@ -98,7 +103,7 @@ def _trained(name: str, model: LoadedModel, state_dir: Path | None) -> Scorer:
     from heads.published import published_heads
     from heads.retaining import load_heads
 
-    if name.endswith(_HEAD_SUFFIXES):
+    if is_head_file(name):
         return load_heads(Path(name), model)
     path = head_file(name, model.name, state_dir)
     if path is None and name == "locret":
