@@ -123,26 +123,28 @@ class MeasuringView:
         k_rot = rotary.rotate(k, turned_to)
         _, lse_self = attend_within(q_rot, k_rot, v, scale, geometry.n_kv_heads)
         packed = pack(q_rot, geometry.n_kv_heads)
+        if layer == 0:
+            self.labels.n_rows += len(self._log_norm)
         heads = zip(entries.heads(), entries.value_heads(), strict=True)
         for head, (keys, values) in enumerate(heads):
-            rows, places = self._rows_of(layer, head)
+            n_sinks, rows, places = self._rows_of(layer, head)
             if not len(places):
                 continue
-            near_k = torch.cat([keys[:, : self.n_sinks], keys[:, rows]], dim=1)
-            near_v = torch.cat([values[:, : self.n_sinks], values[:, rows]], dim=1)
+            near_k = torch.cat([keys[:, :n_sinks], keys[:, rows]], dim=1)
+            near_v = torch.cat([values[:, :n_sinks], values[:, rows]], dim=1)
             one = slice(head, head + 1)
             _, lse = kernels.attend(packed[one], near_k, near_v, scale)
             lse = torch.logaddexp(lse, lse_self[one])[0]
             entries_of = (keys[0, rows].float(), values[0, rows].float())
             self._label(layer, head, places, packed[head] * scale, lse, *entries_of)
 
-    def _rows_of(self, layer: int, head: int) -> tuple[slice, Tensor]:
-        """A head's rows inside the stretch, and which of the stretch's n entries they are."""
+    def _rows_of(self, layer: int, head: int) -> tuple[int, slice, Tensor]:
+        """A head's sinks, its rows inside the stretch, and which of the stretch's n those are."""
         cached = self.cache.layers[layer]
         positions = cached.positions[cached.rows(head)]
-        edges = positions.new_tensor([self.first, self.first + self.n])
-        start, end = torch.searchsorted(positions, edges).tolist()
-        return slice(start, end), positions[start:end].long().cpu() - self.first
+        edges = positions.new_tensor([self.n_sinks, self.first, self.first + self.n])
+        n_sinks, start, end = torch.searchsorted(positions, edges).tolist()
+        return n_sinks, slice(start, end), positions[start:end].long().cpu() - self.first
 
     def _label(
         self,
@@ -178,8 +180,6 @@ class MeasuringView:
                 self.labels.add(kind, layer, head, places, found.cpu())
         if expected is not None:
             self.labels.add("expected", layer, head, places, expected.cpu())
-        if layer == 0 and head == 0:
-            self.labels.n_rows += n_probe
 
 
 def _log_norms(values: Tensor, gram: Tensor) -> Tensor:
