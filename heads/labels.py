@@ -168,7 +168,7 @@ class MeasuringView:
             for kind in self.labels.values:
                 if kind == "cis":
                     answer = q_g[self.answer_row :]
-                    found = _max_over_probe(answer, keys, torch.zeros(len(answer)))
+                    found = _max_over_probe(answer, keys, lse_g.new_zeros(len(answer)))
                 elif kind == "kvzip":
                     found = _max_over_probe(q_g, keys, lse_g)
                 elif kind == "kvzip_plus":
