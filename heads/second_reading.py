@@ -1,0 +1,142 @@
+"""Second reading: a document is read into a larger cache first, and repeated to choose what stays.
+
+The first pass keeps FIRST_PASS_FACTOR times the budget, by what a scorer expects. Then the model is
+asked to repeat the document piece by piece, from the kept entries alone; what they give is
+measured (`kvzip_plus`, see heads.labels), and the cache is cut down to its budget by that.
+KVzip (2505.23416) chooses so from a full cache; here memory stays bounded, and so is the choice:
+what the first pass dropped is gone. One piece is held at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from engine.errors import InvalidSetting, PrefillStopped
+from engine.eviction import RESERVE_TOKENS, EvictionConfig
+from engine.prefill import PrefillConfig
+from engine.pruning import pruned
+from heads.labels import Kind, Labels, Probe, measure, output_grams
+from heads.replay import REPLAY, Layout, request_ids
+
+if TYPE_CHECKING:
+    from engine.cache import DocCache
+    from engine.loader import LoadedModel
+
+FIRST_PASS_FACTOR = 2.5  # entries of the first pass over those that stay
+PIECE_TOKENS = 1024
+_KIND: Kind = "kvzip_plus"
+_LEAST_PIECE = 64  # a reading in smaller pieces would take too long to be worth its name
+
+
+def first_budget(budget_tokens: int) -> int:
+    """Entries per layer and head that the first pass keeps for a final budget."""
+    return round(FIRST_PASS_FACTOR * budget_tokens)
+
+
+def first_pass(config: PrefillConfig) -> PrefillConfig:
+    """How the first pass reads for a final `config`."""
+    budget = config.eviction.budget_tokens
+    if budget is None:
+        return config
+    return replace(config, eviction=replace(config.eviction, budget_tokens=first_budget(budget)))
+
+
+def check_room(window: int, layout: Layout, n_tokens: int, config: PrefillConfig) -> None:
+    """Raise InvalidSetting, before the first pass, if n_tokens leave no room to be repeated."""
+    if config.eviction.resolve_positions(n_tokens, window) == "original":
+        room = window - n_tokens
+    else:
+        room = max(config.chunk_tokens, RESERVE_TOKENS)  # what prefill leaves beside the entries
+    _piece_tokens(room, len(layout.tail(REPLAY)), _LEAST_PIECE, window)
+
+
+def read_again(
+    model: LoadedModel,
+    cache: DocCache,
+    layout: Layout,
+    n_header: int,
+    config: EvictionConfig,
+    *,
+    piece_tokens: int = PIECE_TOKENS,
+    blend: float = 0.0,
+    on_progress: Callable[[int, int], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> DocCache:
+    """The frozen cache of a first pass, cut down to `config` by what a replay needs; frozen.
+
+    n_header     tokens of the layout in front of the document; they are not repeated
+    config       the final budget and rules; positions are the cache's own
+    blend        share of the first pass's scores in the new ones, if its scorer was trained on
+                 the same measure; 0 goes by the replay alone
+    on_progress  (tokens done, tokens in all), after each piece
+    stop         asked before each piece; true raises PrefillStopped with the cache as it was
+    Raises       InvalidSetting if the window has no room for a piece beside the kept entries
+    """
+    if config.budget_tokens is None:
+        return cache
+    ids = cache.token_ids.tolist()
+    scores = [
+        [torch.full((n,), -torch.inf, device=layer.scores.device) for n in layer.lengths]
+        for layer in cache.layers
+    ]
+    grams = output_grams(model)
+    first = 0
+    while first < len(ids):
+        if stop is not None and stop():
+            raise PrefillStopped(cache, first, len(ids))
+        request = request_ids(layout, ids, n_header, first)
+        n = _piece_tokens(_room(cache), len(request), piece_tokens, cache.geometry.window)
+        end = min(first + n, len(ids))
+        labels = Labels([_KIND], cache.geometry.n_layers, cache.geometry.n_kv_heads, end - first)
+        probe = Probe([*request, *ids[max(first, n_header) : end]])
+        measure(model, cache, grams, [probe], labels, first=first, n_sinks=n_header)
+        _take_in(scores, cache, labels.finished()[_KIND], first)
+        first = end
+        if on_progress is not None:
+            on_progress(first, len(ids))
+    blended = {
+        number: [
+            _blended(found, layer.scores[layer.rows(head)], blend) for head, found in enumerate(row)
+        ]
+        for number, (layer, row) in enumerate(zip(cache.layers, scores, strict=True))
+    }
+    return pruned(cache, blended, config)
+
+
+def _room(cache: DocCache) -> int:
+    """Positions of the trained window that the cache leaves to a probe."""
+    if cache.positions_mode == "original":
+        return cache.geometry.window - cache.n_seen
+    longest = max(n for layer in cache.layers for n in layer.lengths)
+    return cache.geometry.window - longest
+
+
+def _piece_tokens(room: int, n_request: int, wanted: int, window: int) -> int:
+    """Tokens of a piece that fit into `room` after the request, at most `wanted`."""
+    fitting = min(wanted, room - n_request)
+    if fitting < min(wanted, _LEAST_PIECE):
+        raise InvalidSetting(
+            f"The model's window of {window} tokens has no room to repeat the document beside "
+            "what is kept of it.",
+            "Read it once, or with compact positions and a smaller budget.",
+        )
+    return fitting
+
+
+def _take_in(scores: list[list[Tensor]], cache: DocCache, found: Tensor, first: int) -> None:
+    """Give the entries at positions first to first + n what was measured: [layers, heads, n]."""
+    n = found.shape[-1]
+    for number, layer in enumerate(cache.layers):
+        for head, row in enumerate(scores[number]):
+            places = layer.positions[layer.rows(head)].long() - first
+            here = (places >= 0) & (places < n)
+            row[here] = found[number, head].to(row.device)[places[here]]
+
+
+def _blended(found: Tensor, before: Tensor, blend: float) -> Tensor:
+    return found if blend == 0 else torch.lerp(found, before, blend)
