@@ -15,7 +15,7 @@ from app.library import Library
 from app.paths import data_paths
 from app.portable import export_session, import_session
 from app.service import Reader
-from engine.errors import SnapshotCorrupt
+from engine.errors import ScorerUnavailable, SnapshotCorrupt
 from engine.generate import Sampling
 from ingest import DocumentMissing
 from tests.unit.app.tiny_reader import BOOK, SETTINGS, tiny_reader, use_tiny_model
@@ -69,6 +69,22 @@ def test_an_imported_session_answers_without_reading(
     assert messages[1].reply_to == messages[0].id
     assert elsewhere.original(session_id).name == "My book.txt"
     assert elsewhere.library.search_pages(record.document, '"wolves"') == [1]
+
+
+def test_an_imported_session_may_not_name_a_file_of_heads(
+    exported: tuple[Path, str, str], elsewhere: Reader, tmp_path: Path
+) -> None:
+    file, session_id, _ = exported
+    import_session(elsewhere.library, file)
+    planted = tmp_path / "planted.bin"
+    planted.write_bytes(b"not to be opened")
+    conn = elsewhere.library.database.get().conn
+    with conn:
+        conn.execute(
+            "UPDATE sessions SET settings = json_set(settings, '$.scorer', ?)", [str(planted)]
+        )
+    with pytest.raises(ScorerUnavailable, match="does not bring along"):
+        elsewhere.reopen(session_id)
 
 
 def test_a_session_that_is_here_is_not_replaced(
