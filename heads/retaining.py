@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from engine.errors import ScorerUnavailable
+from engine.errors import InvalidSetting, ScorerUnavailable
 from engine.eviction import Profile
 from engine.geometry import ModelGeometry
 from engine.scoring import LayerStep, Scorer
@@ -197,10 +197,15 @@ def _profile(path: Path, tensors: dict[str, Tensor], geometry: ModelGeometry) ->
     shares, kept = tensors.pop("profile", None), tensors.pop("profile_kept", None)
     if shares is None or kept is None:
         return None
-    if shares.shape != (len(kept), geometry.n_layers, geometry.n_kv_heads):
+    if shares.shape != (kept.numel(), geometry.n_layers, geometry.n_kv_heads):
         raise ScorerUnavailable(f"{path.name} has a profile of another model's shape.")
+    if not bool((torch.isfinite(shares) & (shares > 0)).all()):
+        raise ScorerUnavailable(f"{path.name} is damaged: a share of its profile is not positive.")
     tables = tuple(tuple(tuple(row) for row in table) for table in shares.tolist())
-    return Profile(tuple(kept.tolist()), tables)
+    try:
+        return Profile(tuple(kept.flatten().tolist()), tables)
+    except InvalidSetting as error:
+        raise ScorerUnavailable(f"{path.name} is damaged: {error.cause}") from error
 
 
 def _ours(
@@ -217,7 +222,10 @@ def _ours(
             else LocretHead(geometry, first.shape[1], metadata.get("activation", "silu"))
         )
     _fill(path, head, tensors)
-    return head, HeadCard(**json.loads(metadata.get("card", "{}")))
+    try:
+        return head, HeadCard(**json.loads(metadata.get("card", "{}")))
+    except (ValueError, TypeError) as error:
+        raise ScorerUnavailable(f"The card of the heads in {path.name} cannot be read.") from error
 
 
 def _published(
@@ -242,8 +250,9 @@ def _published(
     except RuntimeError as error:
         raise ScorerUnavailable(f"The layers in {path.name} differ in size: {error}") from error
     activation = str(getattr(model.model.config, "hidden_act", "silu"))
+    width = stacked["fc1"].shape[1] if stacked["fc1"].dim() == 3 else 1  # 1 fits no file
     with torch.random.fork_rng():
-        head = LocretHead(model.geometry, stacked["fc1"].shape[1], activation)
+        head = LocretHead(model.geometry, width, activation)
     _fill(path, head, stacked)
     return head, HeadCard(base_model=model.name, label="cis", data="published")
 
