@@ -23,11 +23,13 @@ def identity_of(
     config: PrefillConfig,
     scorer: Scorer,
     parser_version: str,
+    read_twice: bool = False,
 ) -> dict[str, Any]:
     """Everything that shapes a cache, as plain JSON values.
 
     The model's fingerprint names the format of its weights too: a document read in bf16 and in nf4
-    makes two sessions.
+    makes two sessions. A single reading has no field of a second, so that sessions from before
+    there was one keep their names.
     """
     from dataclasses import asdict
 
@@ -35,7 +37,7 @@ def identity_of(
     if eviction.get("profile") is not None:
         profile = json.dumps(eviction["profile"])
         eviction["profile"] = hashlib.sha256(profile.encode()).hexdigest()
-    return {
+    identity = {
         "document": sha256,
         "pages": list(pages),
         "parser": parser_version,
@@ -46,6 +48,12 @@ def identity_of(
         "kv_dtype": config.kv_dtype,
         "eviction": eviction,
     }
+    if read_twice:
+        from heads.second_reading import FIRST_PASS_FACTOR, PIECE_TOKENS
+
+        second = {"first_pass_factor": FIRST_PASS_FACTOR, "piece_tokens": PIECE_TOKENS}
+        identity["second_reading"] = second
+    return identity
 
 
 def session_id_of(identity: dict[str, Any]) -> str:

@@ -91,12 +91,13 @@ def make_plan(job: Job, paths: DataPaths, tok_s: float | None) -> Plan:
     budget = job.settings.budget_tokens or 0
     n_read = len(job.prefix.token_ids)
     kept = min(n_read, budget) if budget else n_read
+    held = _held_while_reading(job, n_read, kept)
     geometry = job.model.geometry
     value_bytes = job.config.storage_dtype(job.model.compute_dtype).itemsize
-    cache_bytes = kept * (
-        geometry.kv_bytes_per_token(value_bytes) + geometry.n_slots * _ENTRY_OVERHEAD_BYTES
-    )
-    rate = tok_s or _estimated_rate(job, kept, paths)
+    entry_bytes = geometry.kv_bytes_per_token(value_bytes)
+    entry_bytes += geometry.n_slots * _ENTRY_OVERHEAD_BYTES
+    rate = tok_s or _estimated_rate(job, held, paths)
+    passes = 2 if job.settings.read_twice else 1
     return Plan(
         title=job.document.title,
         sha256=job.document.sha256,
@@ -110,13 +111,14 @@ def make_plan(job: Job, paths: DataPaths, tok_s: float | None) -> Plan:
         limit_tokens=MAX_DOCUMENT_TOKENS,
         budget_tokens=budget,
         kept_tokens=kept,
-        cache_bytes=cache_bytes,
-        memory_bytes=_working_bytes(job, kept),
+        cache_bytes=kept * entry_bytes,
+        memory_bytes=_working_bytes(job, held) + _choosing_bytes(job, kept * entry_bytes),
         available_memory_bytes=available_bytes(job.model.device),
-        # The snapshot, and a checkpoint that lies beside it until the reading ends.
-        disk_bytes=2 * cache_bytes + _DISK_MARGIN_BYTES,
+        # The snapshot, and a checkpoint that lies beside it until the reading ends; a checkpoint
+        # of what a second reading will choose from is written beside the one before it.
+        disk_bytes=2 * held * entry_bytes + _DISK_MARGIN_BYTES,
         free_disk_bytes=shutil.disk_usage(paths.root).free,
-        seconds=n_read / rate if rate else None,
+        seconds=passes * n_read / rate if rate else None,
         model=job.model.name,
         fitting_pages=_fitting_pages(job),
         already_read=paths.snapshot(job.session_id).exists(),
@@ -158,6 +160,23 @@ def check_fits(plan: Plan) -> None:
         )
 
 
+def _held_while_reading(job: Job, n_read: int, kept: int) -> int:
+    """Entries per layer and head before the last choice is made."""
+    if not job.settings.read_twice:
+        return kept
+    from heads.second_reading import first_budget
+
+    return min(n_read, first_budget(kept))
+
+
+def _choosing_bytes(job: Job, chosen_bytes: int) -> int:
+    """A second reading's own: what is chosen beside what it is chosen from, and fp32 matrices."""
+    if not job.settings.read_twice:
+        return 0
+    geometry = job.model.geometry
+    return chosen_bytes + 4 * geometry.n_layers * geometry.n_q_heads * geometry.head_dim**2
+
+
 def _working_bytes(job: Job, kept: int) -> int:
     """Memory beside the loaded model: the cache, its readable copy, and one chunk's work."""
     from engine.memory import terms, total
@@ -167,13 +186,22 @@ def _working_bytes(job: Job, kept: int) -> int:
         geometry,
         0,
         kept,
-        min(job.settings.chunk_tokens, len(job.prefix.token_ids)),
+        min(_tokens_at_once(job), len(job.prefix.token_ids)),
         kv_bytes_per_value=job.config.storage_dtype(job.model.compute_dtype).itemsize,
         compute_bytes=compute_bytes,
     )
     parts["overhead"] = 0  # the libraries are loaded already
     parts["readable"] = kept * geometry.kv_bytes_per_token(compute_bytes)
     return total(parts)
+
+
+def _tokens_at_once(job: Job) -> int:
+    """Most document tokens of one forward pass."""
+    if not job.settings.read_twice:
+        return job.settings.chunk_tokens
+    from heads.second_reading import PIECE_TOKENS
+
+    return max(job.settings.chunk_tokens, PIECE_TOKENS)
 
 
 def _estimated_rate(job: Job, kept: int, paths: DataPaths) -> float | None:

@@ -51,6 +51,7 @@ _SETTING_TYPES = {
     "scorer": str,
     "positions": str,
     "chunk_tokens": int,
+    "read_twice": bool,
 }
 _NEXT_STEP = "Ask for the file again, or read the document yourself."
 
@@ -174,6 +175,7 @@ class _Import:
         if record.state != SESSION_READY:
             raise _bad("its session was not read to the end")
         found = {name: type(value) for name, value in record.settings.items()}
+        found.setdefault("read_twice", bool)  # sessions from before there was a second reading
         if found != _SETTING_TYPES:
             raise _bad("its session has other settings than expected")
         return record

@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TextIO
 
-# (stage, done, total): stages are "parse", "fetch" (bytes), "load", "read" (tokens) and "save".
+# (stage, done, total): stages are "parse", "fetch" (bytes), "load", "read" and "read_again"
+# (tokens), and "save".
 OnProgress = Callable[[str, int, int], None]
 
 STAGE_NAMES = {
@@ -16,8 +17,10 @@ STAGE_NAMES = {
     "fetch": "Fetching the model",
     "load": "Loading the model",
     "read": "Reading",
+    "read_again": "Reading a second time",
     "save": "Saving the session",
 }
+READING_STAGES = ("read", "read_again")
 
 
 class RateMeter:
@@ -137,7 +140,7 @@ class ProgressLine:
         if stage == "fetch":
             return f"{name}: {done / 2**20:.0f} of {total / 2**20:.0f} MiB"
         text = f"{name}: {done} of {total}"
-        if stage == "read":
+        if stage in READING_STAGES:
             text += " tokens"
             if self._meter.tok_s:
                 text += f", {self._meter.tok_s:.0f} tok/s"

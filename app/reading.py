@@ -46,6 +46,7 @@ class Job:
             self.config,
             self.scorer,
             self.document.parser_version,
+            self.settings.read_twice,
         )
 
     @cached_property
@@ -83,7 +84,10 @@ class Job:
 
 @dataclass(frozen=True)
 class ReadReport:
-    """What opening a session took. A restored session has prefill_s 0, a read one restore_s 0."""
+    """What opening a session took. A restored session has prefill_s 0, a read one restore_s 0.
+
+    second_s, second_tokens  of a second reading; prefill_s and the rates are those of the first
+    """
 
     prefill_s: float = 0.0
     prefill_tok_s: float = 0.0
@@ -92,6 +96,8 @@ class ReadReport:
     restore_s: float = 0.0
     save_s: float = 0.0
     resumed_from: int = 0
+    second_s: float = 0.0
+    second_tokens: int = 0
 
 
 def restore(job: Job, library: Library) -> tuple[DocCache, ReadReport] | None:
@@ -151,14 +157,16 @@ def read_document(
 ) -> tuple[DocCache, ReadReport]:
     """Read the document, save its snapshot and record the session.
 
-    A checkpoint of an earlier attempt is taken up. Raises PrefillStopped after the state so far
-    was saved, and what prefill and saving raise.
+    A checkpoint of an earlier attempt is taken up; a second reading that was cut off begins anew,
+    after a first that is not repeated. Raises PrefillStopped after the state so far was saved, and
+    what prefill and saving raise.
     """
     from engine.errors import PrefillStopped
     from engine.prefill import prefill
 
     paths = library.paths
     total = len(job.prefix.token_ids)
+    config = _first_config(job)
     _record_start(job, library)
     if on_session is not None:
         on_session(job.session_id)
@@ -178,7 +186,7 @@ def read_document(
         cache = prefill(
             job.model,
             job.prefix.token_ids,
-            job.config,
+            config,
             job.scorer,
             resume=resume,
             on_progress=progressed,
@@ -193,6 +201,14 @@ def read_document(
     prefill_s = time.perf_counter() - started
     n_read = total - resumed_from
     rate = n_read / prefill_s if prefill_s > 0 else 0.0
+    second_s = 0.0
+    if job.settings.read_twice:
+        if n_read:
+            on_progress("save", 0, 0)
+            _save_checkpoint(job, partial, cache)
+        started = time.perf_counter()
+        cache = _read_again(job, cache, on_progress, stop)
+        second_s = time.perf_counter() - started
     on_progress("save", 0, 0)
     started = time.perf_counter()
     snapshot_bytes = job.save(paths.snapshot(job.session_id), cache)
@@ -201,8 +217,43 @@ def read_document(
     if partial.exists():
         shutil.rmtree(partial)
     quarters = tuple(meter.quarters())
-    report = ReadReport(prefill_s, rate, n_read, quarters, 0.0, save_s, resumed_from)
+    n_again = total if job.settings.read_twice else 0
+    report = ReadReport(
+        prefill_s, rate, n_read, quarters, 0.0, save_s, resumed_from, second_s, n_again
+    )
     return cache, report
+
+
+def _first_config(job: Job) -> PrefillConfig:
+    """How the reading begins: before a second one more is kept.
+
+    Raises InvalidSetting if the model's window has no room for a second reading.
+    """
+    if not job.settings.read_twice:
+        return job.config
+    from heads.second_reading import check_room, first_pass
+
+    n_tokens = len(job.prefix.token_ids)
+    check_room(job.model.geometry.window, job.layout, n_tokens, job.config)
+    return first_pass(job.config)
+
+
+def _read_again(
+    job: Job, cache: DocCache, on_progress: OnProgress, stop: Callable[[], bool] | None
+) -> DocCache:
+    """The second reading: the cache of the first, cut down to the budget."""
+    from heads.second_reading import read_again
+
+    on_progress("read_again", 0, cache.n_seen)
+    return read_again(
+        job.model,
+        cache,
+        job.layout,
+        job.prefix.n_header,
+        job.config.eviction,
+        on_progress=lambda done, of: on_progress("read_again", done, of),
+        stop=stop,
+    )
 
 
 def _checkpoint(job: Job, partial: Path, announce: Callable[[str], None]) -> DocCache | None:
@@ -222,7 +273,10 @@ def _checkpoint(job: Job, partial: Path, announce: Callable[[str], None]) -> Doc
         shutil.rmtree(partial)
         announce(f"The checkpoint is dropped, reading starts again: {error.cause}")
         return None
-    announce(f"Resuming at token {cache.n_seen} of {len(job.prefix.token_ids)}.")
+    if cache.frozen:
+        announce("The first reading is on disk; the second begins.")
+    else:
+        announce(f"Resuming at token {cache.n_seen} of {len(job.prefix.token_ids)}.")
     return cache
 
 

@@ -18,6 +18,8 @@ class ReadSettings:
     """What to read with. None means: the default of the model or of the catalogue of scorers.
 
     budget_tokens 0 keeps every entry.
+    read_twice      read into a larger cache, and repeat the document to choose what stays
+                    (heads.second_reading)
     """
 
     model: str | None = None
@@ -27,6 +29,7 @@ class ReadSettings:
     scorer: str | None = None
     positions: str = "auto"
     chunk_tokens: int = DEFAULT_CHUNK_TOKENS
+    read_twice: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the library and for JSON."""
@@ -67,8 +70,14 @@ def eviction_config(settings: ReadSettings, profile: Profile | None = None) -> E
     user's turn) is scored like the text, because holding it in every head cost more than it gave
     at small budgets. Raises engine.errors.InvalidSetting if the numbers cannot work together.
     """
+    from engine.errors import InvalidSetting
     from engine.eviction import EvictionConfig
 
+    if settings.read_twice and not settings.budget_tokens:
+        raise InvalidSetting(
+            "A second reading chooses what stays, and a budget of 'all' leaves no choice.",
+            "Set a number with --budget, or read once.",
+        )
     assert settings.budget_tokens is not None and settings.allocation is not None
     return EvictionConfig(
         budget_tokens=settings.budget_tokens or None,

@@ -20,7 +20,7 @@ from app.errors import AppError, NoSuchSession
 from app.jobs import JobStore
 from app.library import Library
 from app.messages import EXIT_INTERRUPTED, FAULT, explain
-from app.progress import STAGE_NAMES, OnProgress, RateMeter
+from app.progress import READING_STAGES, STAGE_NAMES, OnProgress, RateMeter
 from app.records import JobView, MessageRecord, SessionRecord
 from app.settings import ReadSettings
 
@@ -312,7 +312,7 @@ class Worker:
                 live.meter.update(done, total)
             name = STAGE_NAMES.get(stage, stage)
             tok_s, eta_s = live.meter.tok_s, live.meter.eta_s
-            if stage != "read":
+            if stage not in READING_STAGES:
                 tok_s, eta_s = 0.0, None
             self._change(live, done=done, total=total, tok_s=tok_s, eta_s=eta_s, message=f"{name}.")
 

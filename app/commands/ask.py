@@ -153,6 +153,8 @@ def describe_session(session: OpenSession) -> None:
         if session.reused
         else f"read in {report.prefill_s:.1f} s ({report.prefill_tok_s:.0f} tok/s)"
     )
+    if report.second_tokens:
+        how += f" and a second time in {report.second_s:.1f} s"
     say(
         f"{session.document.title}: {record.n_tokens} tokens, {how}; "
         f"{session.cache.kept_fraction:.1%} of the cache kept, "

@@ -70,6 +70,12 @@ def add_read_settings(parser: argparse.ArgumentParser) -> None:
         "--chunk", type=positive, default=None, metavar="TOKENS", help="tokens read at a time"
     )
     group.add_argument(
+        "--read-twice",
+        action="store_true",
+        help="keep more at first, then repeat the document to choose what stays; takes about "
+        "twice as long",
+    )
+    group.add_argument(
         "--pages", type=page_range, metavar="A-B", help="read these pages only, as 10-20 or 7"
     )
     group.add_argument("--password", help="password of a protected document")
@@ -89,6 +95,7 @@ def read_settings(args: argparse.Namespace) -> ReadSettings:
         scorer=args.scorer,
         positions=args.positions,
         chunk_tokens=args.chunk or defaults.chunk_tokens,
+        read_twice=args.read_twice,
     )
 
 
