@@ -30,12 +30,14 @@ from heads.metrics import answer_recall, token_f1
 from heads.oracles import ORACLES, Asked, Prefix
 from heads.question_set import QuestionedDocument
 from heads.results import DocumentResult, ResultLog, Row
+from heads.second_reading import FIRST_PASS_FACTOR, PIECE_TOKENS, first_pass, read_again
 
 if TYPE_CHECKING:
     from engine.cache import DocCache
     from engine.loader import LoadedModel
 
 FULL = "full"
+TWICE = "+twice"  # after a scorer's name: its reading was followed by a second
 
 
 class Layout(Protocol):
@@ -66,6 +68,8 @@ class EvalSettings:
     max_new_tokens  longest generated answer
     generate        False leaves out the answers: likelihoods only
     oracle          the oracle that every row's kept entries are compared with
+    read_twice      chunked readings are followed by a second one; their rows are named so, and
+                    oracles, which have the full cache, are as before
     full            False leaves out the full reading, for documents beyond the trained window
     """
 
@@ -79,6 +83,7 @@ class EvalSettings:
     generate: bool = True
     oracle: str | None = None
     full: bool = True
+    read_twice: bool = False
 
     def __post_init__(self) -> None:
         if not self.scorers or not self.kept:
@@ -89,6 +94,11 @@ class EvalSettings:
         if self.oracle is not None and self.oracle not in ORACLES:
             known = ", ".join(sorted(ORACLES)) or "none yet"
             raise ScorerUnavailable(f"There is no oracle '{self.oracle}'.", f"Known: {known}.")
+        if self.read_twice and not self.chunked:
+            raise InvalidSetting(
+                "A second reading follows a chunked one; a full cache is pruned without it.",
+                "Add --chunked.",
+            )
         if not self.full and (not self.chunked or self.oracle_names):
             raise InvalidSetting(
                 "Pruning and oracles need the full reading.",
@@ -207,7 +217,7 @@ class _Reading:
             "header": self.prefix.n_header,
             "asked": self.asked,
             "answers": [q.answers for q in self.document.questions],
-            "settings": asdict(self.settings),
+            "settings": _settings_key(self.settings),
             "allocation": self.settings.allocation or DEFAULT_ALLOCATION,
             "scorers": {name: scorer.digest() for name, scorer in self.scorers.items()},
             "model": self.model.fingerprint,
@@ -231,12 +241,16 @@ class _Reading:
             for name in settings.scorers:
                 started = time.perf_counter()
                 cache = self._cache(name, self._rules(name, kept))
-                rows.append(self._row(name, kept, cache, best, started))
-        order = {name: n for n, name in enumerate(settings.scorers)}
+                rows.append(self._row(self._row_name(name), kept, cache, best, started))
+        order = {self._row_name(name): n for n, name in enumerate(settings.scorers)}
         rows.sort(key=lambda row: order[row.scorer])
         return DocumentResult(
             self.document.name, self.n_tokens, len(self.document.questions), full, rows
         )
+
+    def _row_name(self, name: str) -> str:
+        twice = self.settings.read_twice and name not in ORACLES
+        return name + TWICE if twice else name
 
     @cached_property
     def _full(self) -> DocCache:
@@ -264,7 +278,10 @@ class _Reading:
         if not self.settings.chunked:
             return pruned(self._full, self._several.scores(name), rules)
         config = PrefillConfig(self.settings.chunk_tokens, rules)
-        return prefill(self.model, self.prefix.token_ids, config, self.scorers[name])
+        if not self.settings.read_twice:
+            return prefill(self.model, self.prefix.token_ids, config, self.scorers[name])
+        large = prefill(self.model, self.prefix.token_ids, first_pass(config), self.scorers[name])
+        return read_again(self.model, large, self.layout, self.prefix.n_header, rules)
 
     def _row(
         self, name: str, kept: float, cache: DocCache, best: DocCache | None, started: float
@@ -292,6 +309,14 @@ class _Reading:
     def _plain_ids(self, text: str) -> list[int]:
         encoded = self.layout.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
         return list(encoded["input_ids"])
+
+
+def _settings_key(settings: EvalSettings) -> dict[str, Any]:
+    """Settings as the log knows them; one without a second reading does not speak of it."""
+    values = asdict(settings)
+    if values.pop("read_twice"):
+        values["second_reading"] = [FIRST_PASS_FACTOR, PIECE_TOKENS]
+    return values
 
 
 def overlap_of(cache: DocCache, other: DocCache) -> float:

@@ -33,6 +33,7 @@ def make_report(
         "n_tokens": mean(r.n_tokens for r in results),
         "chunked": settings.chunked,
         "chunk_tokens": settings.chunk_tokens,
+        "read_twice": settings.read_twice,
         "allocation": settings.allocation or DEFAULT_ALLOCATION,
         "oracle": settings.oracle,
         "full": _marks(full) | _costs(full),

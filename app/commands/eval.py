@@ -73,6 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="read anew for every row, evicting after each chunk, instead of pruning a full cache",
     )
     group.add_argument(
+        "--read-twice",
+        action="store_true",
+        help="with --chunked: a second reading chooses what stays (rows are named NAME+twice)",
+    )
+    group.add_argument(
         "--no-full",
         action="store_true",
         help="with --chunked: leave out the full reading, for texts beyond the trained window",
@@ -159,6 +164,7 @@ def _settings(args: argparse.Namespace, paths: DataPaths) -> EvalSettings:
         generate=not args.no_generate,
         oracle=args.oracle,
         full=not args.no_full,
+        read_twice=args.read_twice,
     )
 
 
@@ -192,6 +198,8 @@ def _tell(number: int, n_documents: int, outcome: DocumentResult | Refused) -> N
 
 def _print_table(report: dict[str, Any]) -> None:
     how = "read in chunks" if report["chunked"] else "pruned when read"
+    if report["read_twice"]:
+        how = "read twice in chunks"
     print(
         f"{report['model']}: {report['documents']} documents of {report['n_tokens']:.0f} tokens, "
         f"{report['questions']} questions; allocation {report['allocation']}, {how}"
