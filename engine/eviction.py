@@ -69,13 +69,15 @@ class EvictionConfig:
 
     budget_tokens       mean entries per layer and KV head; None keeps everything
     allocation          how the total is shared: every head alike, pooled per layer, pooled over
-                        all layers, or by a fixed `profile`
+                        all layers, or guided by a `profile`
     head_floor          per_layer and global: share of budget_tokens each head keeps by its own best
     sink_tokens         first tokens of the document, never evicted
     stabilizer_tokens   newest tokens, protected while more text is to come
     local_tokens        last tokens of the document, never evicted
     positions           rotary positions at read: document index, slots 0..kept-1, or automatic
     profile             how much each layer and KV head keeps, by the kept fraction
+    profile_part        profile: the part of the budget that it divides; scores over all layers
+                        and heads compete for the rest
     """
 
     budget_tokens: int | None = 4096
@@ -86,14 +88,16 @@ class EvictionConfig:
     local_tokens: int = 16
     positions: Positions = "auto"
     profile: Profile | None = field(default=None, repr=False)
+    profile_part: float = 0.5
 
     def __post_init__(self) -> None:
         if self.allocation not in ALLOCATIONS:
             raise InvalidSetting(f"allocation '{self.allocation}' is none of {ALLOCATIONS}.")
         if self.positions not in POSITIONS:
             raise InvalidSetting(f"positions '{self.positions}' is none of {POSITIONS}.")
-        if not 0 <= self.head_floor <= 1:
-            raise InvalidSetting(f"head_floor {self.head_floor} is not between 0 and 1.")
+        for name in ("head_floor", "profile_part"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InvalidSetting(f"{name} {getattr(self, name)} is not between 0 and 1.")
         for name in ("sink_tokens", "stabilizer_tokens", "local_tokens"):
             if getattr(self, name) < 0:
                 raise InvalidSetting(f"{name} {getattr(self, name)} is negative.")
@@ -159,17 +163,19 @@ def select(
         [_ranked(e, protected(e.positions, config, n_seen, last=last)) for e in heads]
         for heads in entries
     ]
-    if config.allocation in ("uniform", "profile"):
-        lengths = [[_capped(len(r.order), ceiling) for r in row] for row in ranks]
-        shares = _shares(config, lengths, n_seen)
-        chosen = [
-            [r.take(_capped(share, ceiling)) for r, share in zip(row, row_shares, strict=True)]
-            for row, row_shares in zip(ranks, shares, strict=True)
-        ]
-    elif config.allocation == "per_layer":
-        chosen = [_pooled([row], config, ceiling)[0] for row in ranks]
+    lengths = [[_capped(len(r.order), ceiling) for r in row] for row in ranks]
+    if config.allocation == "uniform":
+        chosen = [[r.take(_capped(config.budget_tokens, ceiling)) for r in row] for row in ranks]
+    elif config.allocation == "profile":
+        chosen = _pooled(ranks, config, ceiling, _shares(config, lengths, n_seen))
     else:
-        chosen = _pooled(ranks, config, ceiling)
+        floor = int(config.head_floor * config.budget_tokens)
+        floors = [[min(floor, n) for n in row] for row in lengths]
+        if config.allocation == "per_layer":
+            pairs = zip(ranks, floors, strict=True)
+            chosen = [_pooled([row], config, ceiling, [least])[0] for row, least in pairs]
+        else:
+            chosen = _pooled(ranks, config, ceiling, floors)
     return [[c.sort().values for c in row] for row in chosen]
 
 
@@ -201,23 +207,21 @@ def _capped(n: int, ceiling: int | None) -> int:
 
 
 def _shares(config: EvictionConfig, lengths: list[list[int]], n_seen: int) -> list[list[int]]:
-    """Entries per layer and head: every head alike, or by the profile.
+    """Entries that the profile gives each layer and head: its part of the budget, rounded.
 
-    The profile divides what the rules leave free, rounded to the whole budget; what a head is too
-    short to take goes to the others, in proportion.
+    It divides what the rules leave free; what a head is too short to take goes to the others, in
+    proportion.
     """
-    assert config.budget_tokens is not None
-    if config.profile is None:
-        return [[config.budget_tokens] * len(row) for row in lengths]
+    assert config.budget_tokens is not None and config.profile is not None
     weights = config.profile.at(config.budget_tokens / max(n_seen, 1))
     room = torch.tensor(lengths, dtype=torch.float64)
     if weights.shape != room.shape or bool((weights <= 0).any()):
         n_layers, n_heads = room.shape
         raise InvalidSetting(f"the profile must hold {n_layers} x {n_heads} positive shares.")
-    total = min(config.budget_tokens * room.numel(), int(room.sum()))
+    whole = min(config.budget_tokens * room.numel(), int(room.sum()))
     ruled = room.flatten().clamp(max=config.protected_tokens)
-    rest = total - float(ruled.sum())
-    exact = ruled + _filled(weights.flatten(), room.flatten() - ruled, rest)
+    total = int(ruled.sum() + (whole - ruled.sum()).clamp(min=0) * config.profile_part)
+    exact = ruled + _filled(weights.flatten(), room.flatten() - ruled, total - float(ruled.sum()))
     shares = exact.floor()
     missing = total - int(shares.sum())
     spare = torch.where(shares < room.flatten(), exact - shares, -1.0)
@@ -239,14 +243,17 @@ def _filled(weights: Tensor, room: Tensor, total: float) -> Tensor:
 
 
 def _pooled(
-    ranks: list[list[_Ranked]], config: EvictionConfig, ceiling: int | None
+    ranks: list[list[_Ranked]],
+    config: EvictionConfig,
+    ceiling: int | None,
+    floors: list[list[int]],
 ) -> list[list[Tensor]]:
     """One budget over several layers and heads: protected, then the floors, then the best."""
     assert config.budget_tokens is not None
     heads = [r for row in ranks for r in row]
     total = config.budget_tokens * len(heads)
-    floor = _capped(int(config.head_floor * config.budget_tokens), ceiling)
-    sure = [min(len(r.order), max(r.n_protected, floor)) for r in heads]
+    least = [n for row in floors for n in row]
+    sure = [min(len(r.order), max(r.n_protected, n)) for r, n in zip(heads, least, strict=True)]
     ends = [max(n, _capped(len(r.order), ceiling)) for r, n in zip(heads, sure, strict=True)]
     spans = list(enumerate(zip(sure, ends, strict=True)))
     device = heads[0].scores.device

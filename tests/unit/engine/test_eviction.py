@@ -34,9 +34,8 @@ RULES: dict[str, Any] = {"sink_tokens": 2, "stabilizer_tokens": 4, "local_tokens
 def config(allocation: str, budget: int | None = 20, **changes: Any) -> EvictionConfig:
     if allocation == "profile":
         table = tuple(tuple(1.0 + layer + head for head in range(HEADS)) for layer in range(LAYERS))
-        changes["profile"] = Profile((0.5,), (table,))
-    base = RULES
-    return EvictionConfig(budget_tokens=budget, allocation=allocation, **{**base, **changes})
+        changes = {"profile": Profile((0.5,), (table,)), "profile_part": 1.0, **changes}
+    return EvictionConfig(budget_tokens=budget, allocation=allocation, **{**RULES, **changes})
 
 
 ALL = ["uniform", "per_layer", "global", "profile"]
@@ -124,11 +123,33 @@ def test_a_profile_is_rounded_to_the_whole_budget() -> None:
 
 def test_what_a_short_head_cannot_take_goes_to_the_others() -> None:
     table = tuple((1.0, 1e3) for _ in range(3))
-    rules = EvictionConfig(20, "profile", profile=Profile((1.0,), (table,)), **RULES)
+    rules = EvictionConfig(
+        20, "profile", profile=Profile((1.0,), (table,)), profile_part=1, **RULES
+    )
     counts = [
         len(index) for row in select(entries(30, 30, 3), rules, 30, last=True) for index in row
     ]
     assert counts == [10, 30] * 3
+
+
+def test_a_profile_of_part_nothing_is_the_global_budget() -> None:
+    found = entries(60, 90, 4)
+    alone = config("profile", 20, profile_part=0.0)
+    pooled = config("global", 20, head_floor=0.0)
+    for a, b in zip(
+        select(found, alone, 90, last=True), select(found, pooled, 90, last=True), strict=True
+    ):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_half_a_profile_is_a_floor_and_the_rest_is_won_by_score() -> None:
+    found = entries(60, 90, 5)
+    rules = config("profile", 20, profile_part=0.5)
+    floors = config("profile", 20)
+    shares = [len(i) for row in select(found, floors, 90, last=True) for i in row]
+    counts = [len(i) for row in select(found, rules, 90, last=True) for i in row]
+    assert sum(counts) == sum(shares) == 20 * LAYERS * HEADS and counts != shares
+    assert all(n >= 4 + (share - 4) // 2 for n, share in zip(counts, shares, strict=True))
 
 
 def test_a_profile_is_interpolated_and_even_when_everything_is_kept() -> None:
