@@ -49,15 +49,16 @@ class ReadSettings:
         """
         from engine.eviction import EvictionConfig
         from engine.registry import default_model
-        from heads.catalog import DEFAULT_ALLOCATION
+        from heads.catalog import default_allocation
 
+        scorer = self.scorer or default_scorer
         default_budget = default_budget or EvictionConfig().budget_tokens
         return replace(
             self,
             model=self.model or default_model(),
             budget_tokens=default_budget if self.budget_tokens is None else self.budget_tokens,
-            allocation=self.allocation or DEFAULT_ALLOCATION,
-            scorer=self.scorer or default_scorer,
+            allocation=self.allocation or default_allocation(scorer),
+            scorer=scorer,
         )
 
 

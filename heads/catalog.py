@@ -61,6 +61,11 @@ def is_head_file(name: str) -> bool:
     return name.endswith(_HEAD_SUFFIXES)
 
 
+def default_allocation(scorer_name: str) -> Allocation:
+    """How a budget is shared out with a scorer when nobody chooses."""
+    return "profile" if scorer_name == TRAINED_SCORER else DEFAULT_ALLOCATION
+
+
 def default_scorer(model_name: str, state_dir: Path | None = None) -> str:
     """The scorer that reads with this model when nobody chooses."""
     trained = head_file(TRAINED_SCORER, model_name, state_dir)

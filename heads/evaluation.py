@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from engine.loader import LoadedModel
 
 FULL = "full"
+AUTO = "auto"
 TWICE = "+twice"  # after a scorer's name: its reading was followed by a second
 
 
@@ -62,8 +63,8 @@ class EvalSettings:
     kept            shares of a document's tokens to keep, each above 0 and at most 1
     chunked         read anew for every row, with evictions; oracles prune the full cache even so
     chunk_tokens    tokens a forward pass, of full and chunked readings
-    allocation      how the budget is shared out; None: the catalogue's default. "profile" is
-                    global for scorers and oracles that have none
+    allocation      how the budget is shared out; None: by the profile where a scorer has one,
+                    else global
     sink_tokens     first tokens that always stay; None: as many as the application keeps
     max_new_tokens  longest generated answer
     generate        False leaves out the answers: likelihoods only
@@ -117,9 +118,9 @@ class EvalSettings:
         usual = EvictionConfig(None).sink_tokens
         sinks = usual if self.sink_tokens is None else self.sink_tokens
         least = EvictionConfig(None, sink_tokens=sinks).protected_tokens + 1
-        allocation = self.allocation or DEFAULT_ALLOCATION
+        allocation = self.allocation or ("profile" if profile else DEFAULT_ALLOCATION)
         if allocation == "profile" and profile is None:
-            allocation = "global"  # an oracle, or a scorer that knows of no profile
+            allocation = DEFAULT_ALLOCATION  # an oracle, or a scorer that knows of no profile
         return EvictionConfig(
             budget_tokens=max(round(kept * n_tokens), least),
             allocation=allocation,
@@ -218,7 +219,7 @@ class _Reading:
             "asked": self.asked,
             "answers": [q.answers for q in self.document.questions],
             "settings": _settings_key(self.settings),
-            "allocation": self.settings.allocation or DEFAULT_ALLOCATION,
+            "allocation": self.settings.allocation or AUTO,
             "scorers": {name: scorer.digest() for name, scorer in self.scorers.items()},
             "model": self.model.fingerprint,
         }

@@ -7,8 +7,7 @@ from dataclasses import asdict
 from statistics import mean, stdev
 from typing import Any
 
-from heads.catalog import DEFAULT_ALLOCATION
-from heads.evaluation import EvalSettings, Refused
+from heads.evaluation import AUTO, EvalSettings, Refused
 from heads.results import DocumentResult, Row
 
 
@@ -34,7 +33,7 @@ def make_report(
         "chunked": settings.chunked,
         "chunk_tokens": settings.chunk_tokens,
         "read_twice": settings.read_twice,
-        "allocation": settings.allocation or DEFAULT_ALLOCATION,
+        "allocation": settings.allocation or AUTO,
         "oracle": settings.oracle,
         "full": _marks(full) | _costs(full),
         "rows": [_row(list(column), full) for column in columns],

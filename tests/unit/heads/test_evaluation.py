@@ -147,7 +147,7 @@ def test_chunked_rows_are_readings_with_evictions() -> None:
 def test_the_report_is_means_over_questions_and_errors_over_documents() -> None:
     results, _ = measured(SETTINGS)
     found = make_report("tiny", SETTINGS, results)
-    assert found["model"] == "tiny" and found["allocation"] == "global"
+    assert found["model"] == "tiny" and found["allocation"] == "auto"
     assert found["n_tokens"] == 3 + 255
     for row, *parts in zip(found["rows"], *(r.rows for r in results), strict=True):
         gaps = [
