@@ -89,6 +89,7 @@ def test_a_log_spares_the_second_run_the_reading(
         (["--oracle", "none_such"], 4, "no oracle 'none_such'"),
         (["--kept", "1.5"], 2, "1.5"),
         (["--no-full"], 2, "full reading"),
+        (["--read-twice"], 2, "Add --chunked"),
     ],
 )
 def test_exit_codes(
@@ -96,6 +97,17 @@ def test_exit_codes(
 ) -> None:
     found, _, err = evaluated(capsys, data, *arguments)
     assert found == code and said in err
+
+
+def test_rows_that_were_read_twice_say_so(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--chunked", "--read-twice", "--no-generate", "--documents", "1"]
+    code, out, err = evaluated(capsys, data, *flags, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["read_twice"] and [r["scorer"] for r in found["rows"]] == ["keydiff+twice"] * 2
+    assert all(r["seconds"] > 0 for r in found["rows"])
+    _, table, _ = evaluated(capsys, data, *flags)
+    assert "read twice in chunks" in table and "keydiff+twice" in table
 
 
 def test_a_bad_line_is_named(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
