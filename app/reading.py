@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from ingest import Document
 
 
+_HOW_IT_WAS_READ = ("scorer", "eviction.", "chunk_tokens", "second_reading")
+
+
 @dataclass
 class Job:
     """One document, one model, one set of settings: all that is fixed before the first token."""
@@ -35,11 +38,12 @@ class Job:
     layout: Layout
     config: PrefillConfig
     scorer: Scorer
+    stored_identity: dict[str, Any] | None = None
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What makes this reading the same as an earlier one."""
-        return identity_of(
+        return self.stored_identity or identity_of(
             self.document.sha256,
             self.pages,
             self.model,
@@ -125,24 +129,31 @@ def restore(job: Job, library: Library) -> tuple[DocCache, ReadReport] | None:
     return cache, ReadReport(restore_s=time.perf_counter() - started)
 
 
-def check_same(job: Job, session_id: str, snapshot: Path) -> None:
-    """Raise SnapshotMismatch, naming the field, if a session was made of something else.
+def check_same(job: Job, session_id: str, snapshot: Path) -> Job:
+    """The job under which a session that was read to its end is opened again.
 
-    Without this a session whose model has changed since would be read again unasked.
+    How it was read (scorer, eviction, chunks) may have changed since: other heads, other defaults.
+    Its cache is whole, and answers as it did; the job then goes by the session's own identity.
+    Raises SnapshotMismatch, naming the field, if it was made of anything else, as another model;
+    without this it would be read again unasked.
     """
     from engine import manifest
     from engine.errors import SnapshotMismatch
     from engine.snapshot import recover_folder
 
     if job.session_id == session_id:
-        return
+        return job
     recover_folder(snapshot)
     if snapshot.exists():
-        stored = flat(manifest.read(snapshot)["extra"].get("identity", {}))
-        here = flat(job.identity)
+        identity = manifest.read(snapshot)["extra"].get("identity", {})
+        stored, here = flat(identity), flat(job.identity)
         for field in sorted(stored.keys() | here.keys()):
+            if field.startswith(_HOW_IT_WAS_READ):
+                continue
             if stored.get(field) != here.get(field):
                 raise SnapshotMismatch(field, stored.get(field), here.get(field))
+        if session_id_of(identity) == session_id:
+            return replace(job, stored_identity=identity)
     raise SnapshotMismatch("session", session_id, job.session_id)
 
 

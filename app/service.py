@@ -145,7 +145,7 @@ class Reader:
         pages = (record.first_page, record.last_page)
         job = self._job(document, pages, settings, on_progress, trusted=not record.unverified)
         if not reread:
-            check_same(job, record.id, self.paths.snapshot(record.id))
+            job = check_same(job, record.id, self.paths.snapshot(record.id))
         return self._session(job, reread, on_progress, on_session, stop)
 
     def plan(

@@ -11,6 +11,7 @@ import torch
 
 from app.errors import BadPageRange, DocumentTooLong, NoSuchSession
 from app.service import OpenSession, Reader
+from app.settings import ReadSettings, eviction_config
 from engine.errors import (
     NotEnoughDisk,
     NotEnoughMemory,
@@ -18,6 +19,7 @@ from engine.errors import (
     SnapshotCorrupt,
     SnapshotMismatch,
 )
+from engine.eviction import EvictionConfig, Profile
 from engine.generate import Sampling
 from ingest import DocumentMissing
 from tests.unit.app.tiny_reader import BOOK, SETTINGS, tiny_loaded, tiny_reader, use_tiny_model
@@ -182,6 +184,23 @@ def test_a_changed_model_is_named_and_nothing_is_read_again_unasked(
     assert later.library.session(session_id).state == "ready"
     again = later.reopen(session_id, reread=True)
     assert not again.reused and again.record.id != session_id
+    later.library.close()
+
+
+def test_a_session_outlives_the_settings_it_was_read_with(
+    reader: Reader, book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = reader.open(book)
+    before = reader.ask(session, "Who?", SHORT).text
+
+    def other(settings: ReadSettings, profile: Profile | None = None) -> EvictionConfig:
+        return replace(eviction_config(settings, profile), sink_tokens=9)
+
+    monkeypatch.setattr("app.service.eviction_config", other)
+    later = tiny_reader()
+    again = later.reopen(session.record.id)
+    assert again.reused and again.record.id == session.record.id
+    assert later.ask(again, "Who?", SHORT).text == before
     later.library.close()
 
 
