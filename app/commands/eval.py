@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -168,11 +169,21 @@ def _settings(args: argparse.Namespace, paths: DataPaths) -> EvalSettings:
     )
 
 
+def _take_own_device() -> None:
+    """One card for each process that `accelerate launch` or `torchrun` starts."""
+    import torch
+
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is not None and torch.cuda.is_available():
+        torch.cuda.set_device(int(rank))
+
+
 def load(name: str, weights: str, paths: DataPaths) -> LoadedModel:
     """A model for measuring and training, fetched if needed, with progress on stderr."""
     from app.progress import ProgressLine
     from engine.loader import load_model
 
+    _take_own_device()
     progress = ProgressLine()
     model = load_model(
         name,
