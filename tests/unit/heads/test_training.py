@@ -1,0 +1,331 @@
+"""Recordings, and a whole training on them: cut off, gone on with, divided, saved."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.errors import InvalidSetting
+from heads import training
+from heads.labels import KINDS, output_grams
+from heads.question_set import Question
+from heads.recordings import (
+    RecordSettings,
+    load_recording,
+    record,
+    recording_path,
+    save_recording,
+)
+from heads.retaining import HeadCard, HeadScorer, RetainingHead, head_digest, load_heads
+from heads.self_asked import OPENINGS, PARTS, one_question, self_asked
+from heads.train import PROFILE_KEPT, FitSettings
+from heads.training import TrainSettings, plan, train
+from tests.fakes import tiny_model, tokens
+from tests.unit.heads.number_layout import CLOSING, HEADER, NumberLayout, document
+
+READ = RecordSettings(chunk_tokens=64)
+FIT = FitSettings(width=4, epochs=1.0, batch_tokens=64)
+SETTINGS = TrainSettings(READ, FIT, rounds=2, kept=0.5)
+LAYOUT: Any = NumberLayout()
+DOCUMENTS = [document(n, n) for n in (150, 170, 190)]
+CARD = HeadCard("tiny", "blend", "three documents")
+
+
+def recorded(settings: RecordSettings = READ, scorer: Any = None, which: Any = None) -> Any:
+    model: Any = tiny_model()
+    return record(model, LAYOUT, which or DOCUMENTS[0], settings, output_grams(model), scorer)
+
+
+def trained(work: Path, settings: TrainSettings = SETTINGS, **how: Any) -> Any:
+    model: Any = tiny_model()
+    card = replace(CARD)
+    return train(model, LAYOUT, DOCUMENTS, settings, work, work / "out.safetensors", card, **how)
+
+
+# Recordings.
+
+
+def test_a_recording_has_states_and_labels_of_everything_read() -> None:
+    found = recorded()
+    n = len(HEADER) + 150
+    assert found.n_tokens == n and found.n_header == 3 and found.seconds > 0
+    assert found.hidden.shape == (2, n, 48) and found.hidden.dtype == torch.float16
+    assert set(found.labels) == {"kvzip", "kvzip_plus", "questions", "cis"}
+    for label in found.labels.values():
+        assert label.shape == (2, 2, n) and label.dtype == torch.float16
+        assert bool(label.isfinite().all())
+
+
+def test_hidden_states_are_the_inputs_of_the_attention() -> None:
+    model: Any = tiny_model()
+    inputs: list[torch.Tensor] = []
+
+    class Plain:
+        """A causal store of nothing but this forward."""
+
+        wants_hidden = True
+
+        def see_hidden(self, layer: int, hidden: torch.Tensor) -> None:
+            inputs.append(hidden)
+
+        def attend(self, layer: int, q: Any, k: Any, v: Any, scale: float) -> Any:
+            at = torch.arange(q.shape[1])
+            q, k = model.rotary.rotate(q, at), model.rotary.rotate(k, at)
+            return torch.nn.functional.scaled_dot_product_attention(
+                q, k.repeat_interleave(2, 0), v.repeat_interleave(2, 0), is_causal=True, scale=scale
+            )
+
+    ids = LAYOUT.prefix(DOCUMENTS[0].text).token_ids[: -len(CLOSING)]
+    with torch.inference_mode():
+        model.model.model(input_ids=torch.tensor([ids]), use_cache=False, store=Plain())
+    expected = torch.stack(inputs)
+    torch.testing.assert_close(recorded().hidden.float(), expected, atol=2e-2, rtol=1e-2)
+
+
+def test_on_policy_states_differ_and_have_no_labels() -> None:
+    model: Any = tiny_model()
+    scorer = HeadScorer(RetainingHead(model.geometry, 4).requires_grad_(False), CARD, "x")
+    kept = replace(READ, kept=0.5, replay=False)
+    whole, pruned = recorded(), recorded(kept, scorer)
+    assert pruned.labels == {} and pruned.hidden.shape == whole.hidden.shape
+    assert torch.equal(whole.hidden[:, :64], pruned.hidden[:, :64]), "nothing is gone yet"
+    assert not torch.allclose(whole.hidden[1, -20:], pruned.hidden[1, -20:], atol=1e-2)
+
+
+def test_a_document_cut_short_is_asked_other_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def own(model: Any, layout: Any, cache: Any, closing: Any) -> list[tuple[str, str]]:
+        asked.append(cache.n_seen)
+        return [("12 13", "14"), ("15", " ")]
+
+    monkeypatch.setattr("heads.recordings.self_asked", own)
+    whole, cut = recorded(), recorded(replace(READ, max_tokens=100))
+    assert asked == [100] and cut.n_tokens == 100 and "questions" in cut.labels
+    assert set(whole.labels) == set(cut.labels)
+    monkeypatch.setattr("heads.recordings.self_asked", lambda *_: [("15", " ")])
+    none = recorded(which=replace(DOCUMENTS[0], questions=()))
+    assert set(none.labels) == {"kvzip", "kvzip_plus"}, "an empty answer is no label"
+
+
+def test_questions_are_spread_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    measure = training.record.__globals__["measure"]
+
+    def counting(model: Any, cache: Any, grams: Any, probes: Any, labels: Any, **how: Any) -> None:
+        sent.append(len(probes))
+        measure(model, cache, grams, probes, labels, **how)
+
+    monkeypatch.setattr("heads.recordings.measure", counting)
+    many = document(80, 1, n_questions=9)
+    recorded(replace(READ, max_questions=4, replay=False), which=many)
+    assert sent == [4]
+
+
+def test_a_saved_recording_comes_back(tmp_path: Path) -> None:
+    found, path = recorded(), tmp_path / "deep" / "r.safetensors"
+    save_recording(path, found)
+    loaded = load_recording(path)
+    assert torch.equal(loaded.hidden, found.hidden) and loaded.n_header == found.n_header
+    assert loaded.seconds == pytest.approx(found.seconds, abs=1e-3)
+    assert set(loaded.labels) == set(found.labels)
+    assert all(torch.equal(loaded.labels[k], found.labels[k]) for k in found.labels)
+    assert [p.name for p in path.parent.iterdir()] == ["r.safetensors"]
+    light = load_recording(path, hidden=False)
+    assert light.hidden.numel() == 0 and set(light.labels) == set(found.labels)
+
+
+def test_a_recording_belongs_to_model_text_settings_and_evictor() -> None:
+    model: Any = tiny_model()
+    other_model: Any = replace(tiny_model(), fingerprint={"weights": "other"})
+    doc = DOCUMENTS[0]
+    folder = Path("r")
+    base = recording_path(folder, model, doc, READ, "")
+    assert base == recording_path(folder, model, replace(doc, name="elsewhere"), READ, "")
+    others = [
+        recording_path(folder, other_model, doc, READ, ""),
+        recording_path(folder, model, replace(doc, text=doc.text + " 9"), READ, ""),
+        recording_path(folder, model, replace(doc, questions=doc.questions[:1]), READ, ""),
+        recording_path(folder, model, replace(doc, questions=(Question("1", ("2",)),)), READ, ""),
+        recording_path(folder, model, doc, replace(READ, max_tokens=99), ""),
+        recording_path(folder, model, doc, replace(READ, kept=0.5), ""),
+        recording_path(folder, model, doc, READ, "abc"),
+    ]
+    assert len({base, *others}) == len(others) + 1
+
+
+# Questions of the model's own.
+
+
+def test_the_model_asks_different_questions_and_answers_each() -> None:
+    from engine.eviction import EvictionConfig
+    from engine.prefill import PrefillConfig, prefill
+    from engine.scorers.recency import RecencyScorer
+
+    model: Any = tiny_model()
+    cache = prefill(model, tokens(80), PrefillConfig(80, EvictionConfig(None)), RecencyScorer())
+    pairs = self_asked(model, LAYOUT, cache, CLOSING)
+    questions = [q for q, _ in pairs]
+    assert len(set(questions)) == len(questions) <= len(PARTS) * len(OPENINGS)
+    assert len(questions) >= len(OPENINGS), "each opening gives at least one"
+    assert {q.split()[0] for q in questions} == set(OPENINGS)
+    assert pairs == self_asked(model, LAYOUT, cache, CLOSING)
+
+
+@pytest.mark.parametrize(
+    ("text", "question"),
+    [
+        ("Who came? He did. Why?", "Who came?"),
+        ("Who came? Answer: Tom.", "Who came?"),
+        ("Who came\nWhy?", "Who came"),
+        ("Who ", "Who"),
+        ("  Where is it?\n\nThere.", "Where is it?"),
+    ],
+)
+def test_one_question_of_a_generated_text(text: str, question: str) -> None:
+    assert one_question(text) == question
+
+
+# A whole training.
+
+
+class Reads:
+    """Counts readings; stops the training at one of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> None:
+        self.n, self.stop_at = 0, stop_at
+        monkeypatch.setattr("heads.training.record", self)
+
+    def __call__(self, *parts: Any) -> Any:
+        if self.n == self.stop_at:
+            raise KeyboardInterrupt
+        self.n += 1
+        return record(*parts)
+
+
+def test_a_training_saves_heads_with_card_profile_and_cost(tmp_path: Path) -> None:
+    model: Any = tiny_model()
+    head, reports = trained(tmp_path)
+    found = load_heads(tmp_path / "out.safetensors", model)
+    assert found.name == "retaining" and head_digest(found.head) == head_digest(head)
+    assert len(reports) == 2 and all(len(r.curves) == 2 for r in reports)
+    assert found.profile is not None and found.profile.kept == PROFILE_KEPT
+    assert "minutes of forward passes" in found.card.cost and "on cpu" in found.card.cost
+    assert found.card.data == "three documents"
+    assert found.card.settings["fitting"]["width"] == 4 and found.card.settings["rounds"] == 2
+    assert json.loads(json.dumps(found.card.settings)) == found.card.settings
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2 * 3 + 2 + 1
+
+
+@pytest.mark.parametrize("stop_at", [0, 2, 4])
+def test_a_training_that_was_cut_off_reads_nothing_twice(
+    stop_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, _ = trained(tmp_path / "once")
+    reads = Reads(monkeypatch, stop_at)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "cut")
+    reads.stop_at = None
+    head, _ = trained(tmp_path / "cut")
+    assert reads.n == 6
+    assert head_digest(head) == head_digest(expected)
+    _, reports = trained(tmp_path / "cut")
+    assert reads.n == 6 and reports == [], "what is fitted is not fitted again"
+
+
+def test_a_fall_between_reading_and_fitting_costs_no_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = Reads(monkeypatch)
+
+    def say(text: str) -> None:
+        if "layer 1/2" in text:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, say=say)
+    assert reads.n == 3 and not list(tmp_path.glob("heads-*"))
+    trained(tmp_path)
+    assert reads.n == 6
+
+
+def test_other_fitting_uses_the_same_readings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = Reads(monkeypatch)
+    one = replace(SETTINGS, rounds=1)
+    first, _ = trained(tmp_path, one)
+    second, _ = trained(tmp_path, replace(one, fitting=replace(FIT, loss="rank")))
+    third, _ = trained(tmp_path, replace(one, fitting=replace(FIT, seed=1)), start=first)
+    assert reads.n == 3
+    assert len({head_digest(h) for h in (first, second, third)}) == 3
+
+
+def test_processes_share_the_reading_and_end_with_one_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heads.training._POLL_S", 0.01)
+    monkeypatch.setattr("heads.training._n_processes", lambda: 2)
+    own = threading.local()
+    monkeypatch.setattr("heads.training._rank", lambda: own.rank)
+    done: dict[int, Any] = {}
+    read: dict[int, int] = {0: 0, 1: 0}
+
+    def counting(*parts: Any) -> Any:
+        read[own.rank] += 1
+        return record(*parts)
+
+    monkeypatch.setattr("heads.training.record", counting)
+
+    def process(rank: int) -> None:
+        own.rank = rank
+        done[rank] = trained(tmp_path / "two")
+
+    threads = [threading.Thread(target=process, args=(rank,), daemon=True) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert set(done) == {0, 1} and read == {0: 4, 1: 2}
+    assert len(done[0][1]) == 2 and done[1][1] == []
+    assert head_digest(done[0][0]) == head_digest(done[1][0])
+
+
+def test_the_launchers_variables_say_which_process_this_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert (training._rank(), training._n_processes()) == (0, 1)
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert (training._rank(), training._n_processes()) == (3, 4)
+
+
+def test_the_plan_counts_what_will_be_read() -> None:
+    model: Any = tiny_model()
+    settings = replace(SETTINGS, recording=replace(READ, max_tokens=160))
+    found = plan(model, LAYOUT, DOCUMENTS, settings)
+    assert found.n_documents == 3 and found.n_tokens == (150 + 5) + 160 + 160
+    assert found.forward_tokens >= 2 * found.n_tokens
+    assert found.disk_bytes == 2 * found.n_tokens * 2 * 48 * 2
+    assert found.seconds(10.0) == found.forward_tokens / 10
+
+
+def test_one_document_is_too_few(tmp_path: Path) -> None:
+    model: Any = tiny_model()
+    with pytest.raises(InvalidSetting, match="at least two documents"):
+        train(model, LAYOUT, DOCUMENTS[:1], SETTINGS, tmp_path, tmp_path / "o", CARD)
+
+
+def test_locret_is_trained_on_its_own_label(tmp_path: Path) -> None:
+    model: Any = tiny_model()
+    fitting = FitSettings("locret", "cis", "locret", 8, 1.0, batch_tokens=64)
+    trained(tmp_path, replace(SETTINGS, fitting=fitting, rounds=1))
+    found = load_heads(tmp_path / "out.safetensors", model)
+    assert found.name == "locret" and found.profile is not None
+    assert "cis" in KINDS
