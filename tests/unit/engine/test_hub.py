@@ -49,6 +49,20 @@ except EngineError as problem:
 """
 
 
+FETCH = """
+import json, sys
+from pathlib import Path
+from engine.errors import EngineError
+from engine.hub import fetch_file
+try:
+    path = fetch_file(sys.argv[1], tuple(sys.argv[3:]), Path(sys.argv[2]))
+    print(json.dumps({"name": path.name, "size": len(path.read_bytes())}))
+except EngineError as problem:
+    print(json.dumps({"error": type(problem).__name__, "cause": problem.cause,
+                      "next": problem.next_step}))
+"""
+
+
 class Hub(BaseHTTPRequestHandler):
     """Three repositories: owner/good, owner/odd (an architecture nobody serves), owner/gated."""
 
@@ -109,7 +123,9 @@ def endpoint() -> Iterator[str]:
     thread.join()
 
 
-def download(endpoint: str, repo: str, folder: Path) -> dict[str, object]:
+def download(
+    endpoint: str, repo: str, folder: Path, *more: str, program: str = PROGRAM, offline: str = ""
+) -> dict[str, object]:
     environment = {
         **os.environ,
         "HF_ENDPOINT": endpoint,
@@ -118,8 +134,10 @@ def download(endpoint: str, repo: str, folder: Path) -> dict[str, object]:
     }
     for name in ("HF_HUB_OFFLINE", "HF_TOKEN"):
         environment.pop(name, None)
+    if offline:
+        environment["HF_HUB_OFFLINE"] = offline
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, repo, str(folder)],
+        [sys.executable, "-c", program, repo, str(folder), *more],
         env=environment,
         capture_output=True,
         text=True,
@@ -158,3 +176,34 @@ def test_a_refusal_of_the_hub_is_one_sentence(
     found = download(endpoint, repo, tmp_path)
     assert found["error"] == "ModelDownloadFailed"
     assert cause in str(found["cause"]) and "\n" not in str(found["cause"]) and found["next"]
+
+
+def test_one_file_of_a_repository_is_fetched_and_found_again_without_the_network(
+    endpoint: str, tmp_path: Path
+) -> None:
+    expected = {"name": "pytorch_model.bin", "size": len(FILES["pytorch_model.bin"])}
+    for offline in ("", "1"):
+        Hub.asked.clear()
+        found = download(endpoint, "owner/good", tmp_path, ".bin", program=FETCH, offline=offline)
+        assert found == expected
+        assert bool(Hub.asked) != bool(offline)
+    assert not any("modeling_evil" in path for path in Hub.asked)
+
+
+@pytest.mark.parametrize(
+    ("repo", "suffix", "offline", "cause"),
+    [
+        ("owner/good", "", "", "has 5 files of weights, not one"),
+        ("owner/good", ".gguf", "", "has 0 files of weights, not one"),
+        ("owner/good", ".bin", "1", "the hub cannot be reached"),
+        ("owner/gated", ".bin", "", "licence"),
+        ("owner/none", ".bin", "", "no repository owner/none"),
+        ("no name at all", ".bin", "", "no name at all"),
+    ],
+)
+def test_a_file_that_cannot_be_had_is_one_sentence(
+    endpoint: str, tmp_path: Path, repo: str, suffix: str, offline: str, cause: str
+) -> None:
+    found = download(endpoint, repo, tmp_path, suffix, program=FETCH, offline=offline)
+    assert found["error"] == "ModelDownloadFailed"
+    assert cause in str(found["cause"]) and "\n" not in str(found["cause"])

@@ -1,0 +1,84 @@
+"""Oracles: each rates every entry, and finds what a question's answer was made to need."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from engine.eviction import EvictionConfig
+from engine.prefill import PrefillConfig, prefill
+from engine.scorers.uniform_random import RandomScorer
+from heads import oracles
+from heads.oracles import ORACLES
+from tests.fakes import tiny_model, tokens
+from tests.unit.heads.number_layout import NumberLayout, NumberPrefix, numbers
+
+N = 123
+PREFIX: NumberPrefix = NumberLayout().prefix(numbers(N - 5, 1))
+ASKED = [([6, *tokens(5, seed=i), 7], tokens(3, seed=20 + i)) for i in range(2)]
+WHOLE = PrefillConfig(N, EvictionConfig(None, positions="original"), "fp32")
+
+
+def read(model: Any) -> Any:
+    return prefill(model, PREFIX.token_ids, WHOLE, RandomScorer(0))
+
+
+@pytest.mark.parametrize("name", sorted(ORACLES))
+@pytest.mark.parametrize("piece", [2048, 50])
+def test_every_entry_gets_a_finite_score(
+    name: str, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oracles, "PIECE_TOKENS", piece)
+    model: Any = tiny_model()
+    scores = ORACLES[name](model, read(model), PREFIX, ASKED)
+    assert list(scores) == [0, 1]
+    for row in scores.values():
+        assert row.shape == (2, N) and row.dtype == torch.float32
+        assert bool(row.isfinite().all()) and row.std() > 0
+
+
+@pytest.mark.parametrize("name", sorted(ORACLES))
+def test_only_two_of_them_know_the_questions(name: str) -> None:
+    model: Any = tiny_model()
+    cache = read(model)
+    other = [(tail, tokens(3, seed=90 + i)) for i, (tail, _) in enumerate(ASKED)]
+    one, two = (ORACLES[name](model, cache, PREFIX, asked) for asked in (ASKED, other))
+    assert torch.equal(one[1], two[1]) == name.startswith("kvzip")
+
+
+PLANTED = [11, 40, 41, 77, 100]
+
+
+@pytest.mark.parametrize("name", ["answers_oracle", "cis_oracle"])
+def test_entries_that_the_reader_looks_at_are_ranked_first(name: str) -> None:
+    """Keys of some entries are made to point where every later query looks."""
+    model: Any = tiny_model()
+    cache = read(model)
+    queries: list[torch.Tensor] = []
+    rotate = model.rotary.rotate
+    view = cache.view()
+    plain = view.attend
+
+    def watched(layer: int, q: Any, k: Any, v: Any, scale: float) -> Any:
+        at = cache.n_seen + torch.arange(q.shape[1])
+        queries.append(rotate(q, at).reshape(2, -1, q.shape[-1]).mean(1))
+        return plain(layer, q, k, v, scale)
+
+    view.attend = watched
+    ids = [*ASKED[0][0], *ASKED[0][1]]
+    with torch.inference_mode():
+        model.model.model(input_ids=torch.tensor([ids]), use_cache=False, store=view)
+    # The first layer's queries do not depend on the cache: what is planted there is what is seen.
+    layer = cache.layers[0]
+    layer.keys = layer.keys.clone()
+    with torch.inference_mode():
+        for head in range(2):
+            for place in PLANTED:
+                turned = rotate(queries[0][head][None], -torch.tensor([place]))[0]
+                layer.keys[layer.offsets[head] + place] = turned * 60 / turned.norm()
+    cache._readable = []
+    scores = ORACLES[name](model, cache, PREFIX, ASKED[:1])[0]
+    for head in range(2):
+        assert set(scores[head].topk(len(PLANTED)).indices.tolist()) == set(PLANTED)
