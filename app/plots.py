@@ -29,7 +29,7 @@ def line_chart(
 ) -> str:
     """The chart as SVG text; log_x spaces x by its logarithm and marks the points' own values."""
     xs = sorted({x for line in lines for x, _ in line.points})
-    ys = [y for line in lines for _, y in line.points if math.isfinite(y)]
+    ys = [y for line in lines for _, y in line.points if math.isfinite(y)] or [0.0]
     to_x = _scale([math.log(x) for x in xs] if log_x else xs, _LEFT, _WIDTH - _RIGHT)
     y_marks = _round_marks(min(ys), max(ys))
     to_y = _scale(y_marks, _HEIGHT - _BOTTOM, _TOP)
