@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import time
 from collections.abc import Iterator
@@ -196,13 +197,15 @@ def _report(
         "plan": _plan_values(found, rate),
         "seconds": seconds,
         "rounds": [
-            {
-                "held_loss": sum(r.held_loss) / len(r.held_loss),
-                "held_rank": sum(r.held_rank) / len(r.held_rank),
-            }
-            for r in reports
+            {"held_loss": _mean(r.held_loss), "held_rank": _mean(r.held_rank)} for r in reports
         ],
     }
+
+
+def _mean(values: list[float]) -> float | None:
+    """None where nothing was held out, which JSON can say and NaN it cannot."""
+    mean = sum(values) / len(values)
+    return mean if math.isfinite(mean) else None
 
 
 def _write_card(card: HeadCard, out: Path) -> Path:

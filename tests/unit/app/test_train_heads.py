@@ -1,0 +1,149 @@
+"""The command `train-heads`: what it says beforehand, what it leaves behind, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from app.cli import main
+from heads.catalog import default_scorer, make_scorer
+from tests.unit.app.tiny_reader import BOOK, tiny_loaded, use_tiny_model
+
+FLAGS = ["--width", "4", "--epochs", "1", "--max-tokens", "400"]
+LINES = BOOK.splitlines()
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_tiny_model(monkeypatch)
+
+
+def question_set(path: Path, n_documents: int) -> Path:
+    documents = [
+        {
+            "context": "\n".join(LINES[4 * n : 4 * n + 4]),
+            "questions": [{"question": "How many wolves?", "answers": [str(n * 31)]}],
+        }
+        for n in range(n_documents)
+    ]
+    path.write_text("\n".join(map(json.dumps, documents)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return question_set(tmp_path / "set.jsonl", 3)
+
+
+def no_constants(name: str) -> Any:
+    raise AssertionError(f"{name} is not JSON")
+
+
+def called(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, Any, str]:
+    """Exit code, the JSON on stdout, and stderr."""
+    capsys.readouterr()
+    code = main(["train-heads", "tiny", *map(str, arguments), *FLAGS, "--json"])
+    out, err = capsys.readouterr()
+    return code, json.loads(out, parse_constant=no_constants) if out else None, err
+
+
+def test_a_plan_says_what_it_takes_and_trains_nothing(
+    data: Path, data_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unwanted(*arguments: Any, **how: Any) -> None:
+        raise AssertionError("it trained")
+
+    monkeypatch.setattr("heads.training.train", unwanted)
+    code, found, err = called(capsys, "--data", data, "--plan")
+    assert code == 0 and set(found) == {"plan"}
+    plan = found["plan"]
+    assert plan["documents"] == 3 and 0 < plan["tokens"] <= 1200
+    assert plan["forward_tokens"] > plan["tokens"] and plan["tokens_per_s"] > 0
+    assert plan["seconds"] == pytest.approx(plan["forward_tokens"] / plan["tokens_per_s"])
+    assert plan["disk_bytes"] > 0 and plan["memory_bytes"] > 0
+    assert "3 documents" in err and "tokens a second" in err and "GiB on disk" in err
+    assert not list(data_dir.rglob("*.safetensors"))
+
+
+def test_a_training_leaves_heads_a_card_and_a_curve(
+    data: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, found, err = called(capsys, "--data", data, "--licence", "CC0")
+    assert code == 0, err
+    heads = data_dir / "models" / "heads" / "tiny.retaining.safetensors"
+    assert found["heads"] == str(heads) and found["bytes"] == heads.stat().st_size
+    assert found["kind"] == "retaining" and found["seconds"] > 0 and len(found["rounds"]) == 2
+    assert set(found["rounds"][0]) == {"held_loss", "held_rank"}
+    assert found["rounds"][0]["held_rank"] is None, "of three documents none is held out"
+    root = ElementTree.parse(found["loss_plot"]).getroot()
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}polyline"))) == 2
+    card = Path(found["card"]).read_text(encoding="utf-8")
+    assert "3 documents" in card and "set.jsonl" in card and "CC0" in card and "on cpu" in card
+    model: Any = tiny_loaded()
+    assert default_scorer("tiny", heads.parent) == "retaining"
+    assert make_scorer("retaining", model, state_dir=heads.parent).name == "retaining"
+    code, again, err = called(capsys, "--data", data, "--licence", "CC0")
+    assert code == 0 and again["rounds"] == [] and "loss_plot" not in again
+
+
+def test_held_out_documents_are_told_about(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = question_set(tmp_path / "set.jsonl", 8)
+    code, found, _ = called(capsys, "--data", data, "--rounds", "1")
+    (only,) = found["rounds"]
+    assert code == 0 and -1 <= only["held_rank"] <= 1 and only["held_loss"] > 0
+
+
+def test_ones_own_documents_and_folders_train_heads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "books"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "a.txt").write_text("\n".join(LINES[:6]), encoding="utf-8")
+    (folder / "deep" / "b.txt").write_text("\n".join(LINES[6:12]), encoding="utf-8")
+    out = tmp_path / "out" / "my.safetensors"
+    code, found, err = called(capsys, "--data", folder, "--out", out, "--rounds", "1")
+    assert code == 0, err
+    assert found["plan"]["documents"] == 2 and found["heads"] == str(out) and out.is_file()
+
+
+def test_heads_go_on_from_others(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = [tmp_path / f"{n}.safetensors" for n in range(2)]
+    one = ["--data", data, "--rounds", "1"]
+    assert called(capsys, *one, "--out", out[0])[0] == 0
+    assert called(capsys, *one, "--out", out[1], "--start", out[0])[0] == 0
+    assert out[0].read_bytes() != out[1].read_bytes()
+    code, _, err = called(capsys, *one, "--start", tmp_path / "none.safetensors")
+    assert code == 4 and "no retaining heads at" in err
+
+
+def test_locret_has_its_own_label_loss_and_place(
+    data: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, found, err = called(capsys, "--data", data, "--kind", "locret", "--rounds", "1")
+    assert code == 0, err
+    assert found["kind"] == "locret" and found["heads"].endswith("tiny.locret.safetensors")
+    model: Any = tiny_loaded()
+    card = make_scorer("locret", model, state_dir=data_dir / "models" / "heads").card  # type: ignore[attr-defined]
+    assert card.label == "cis" and card.settings["fitting"]["loss"] == "locret"
+
+
+def test_what_cannot_be_trained_on_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = question_set(tmp_path / "one.jsonl", 1)
+    code, out, err = called(capsys, "--data", one)
+    assert (code, out) == (2, None) and "at least two documents" in err
+    code, out, err = called(capsys, "--data", tmp_path / "missing.jsonl")
+    assert (code, out) == (3, None) and "missing.jsonl" in err
+    bad = question_set(tmp_path / "bad.jsonl", 2)
+    bad.write_text(bad.read_text(encoding="utf-8") + '\n{"context": 3}', encoding="utf-8")
+    code, out, err = called(capsys, "--data", bad)
+    assert (code, out) == (3, None) and "bad.jsonl, line 3" in err
