@@ -11,6 +11,7 @@ from engine.eviction import EvictionConfig
 from engine.prefill import PrefillConfig, prefill
 from engine.scorers.uniform_random import RandomScorer
 from heads import oracles
+from heads.labels import Labels, Probe, measure, output_grams
 from heads.oracles import ORACLES
 from tests.fakes import tiny_model, tokens
 from tests.unit.heads.number_layout import NumberLayout, NumberPrefix, numbers
@@ -46,6 +47,21 @@ def test_only_two_of_them_know_the_questions(name: str) -> None:
     other = [(tail, tokens(3, seed=90 + i)) for i, (tail, _) in enumerate(ASKED)]
     one, two = (ORACLES[name](model, cache, PREFIX, asked) for asked in (ASKED, other))
     assert torch.equal(one[1], two[1]) == name.startswith("kvzip")
+
+
+def test_a_long_document_is_repeated_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(oracles, "PIECE_TOKENS", 50)
+    model: Any = tiny_model()
+    cache = read(model)
+    scores = ORACLES["kvzip_oracle"](model, cache, PREFIX, ASKED)
+    for first in (0, 50, 100):
+        piece = PREFIX.token_ids[first : first + 50]
+        labels = Labels(["kvzip"], 2, 2, len(piece))
+        probe = Probe([*ASKED[0][0], *piece])
+        measure(model, cache, output_grams(model), [probe], labels, first=first, n_sinks=3)
+        for layer, row in scores.items():
+            expected = labels.finished()["kvzip"][layer]
+            assert torch.equal(row[:, first : first + 50], expected)
 
 
 PLANTED = [11, 40, 41, 77, 100]
