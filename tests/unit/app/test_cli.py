@@ -17,7 +17,7 @@ from tests.unit.app.tiny_reader import BOOK, use_tiny_model
 
 COMMANDS = [
     *("ui", "ask", "ingest", "sessions", "delete", "export", "import", "models", "eval"),
-    *("questions", "doctor"),
+    *("questions", "train-heads", "doctor"),
 ]
 TINY = ["--model", "tiny", "--budget", "400", "--chunk", "128"]
 ROOT = Path(__file__).resolve().parents[3]
