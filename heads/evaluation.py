@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,8 +26,9 @@ from engine.pruning import pruned
 from engine.scorers.several import SeveralScorers
 from engine.scoring import Scorer
 from heads.catalog import DEFAULT_ALLOCATION
+from heads.layout import Layout
 from heads.metrics import answer_recall, token_f1
-from heads.oracles import ORACLES, Asked, Prefix
+from heads.oracles import ORACLES, Asked
 from heads.question_set import QuestionedDocument
 from heads.results import DocumentResult, ResultLog, Row
 from heads.second_reading import FIRST_PASS_FACTOR, PIECE_TOKENS, first_pass, read_again
@@ -39,20 +40,6 @@ if TYPE_CHECKING:
 FULL = "full"
 AUTO = "auto"
 TWICE = "+twice"  # after a scorer's name: its reading was followed by a second
-
-
-class Layout(Protocol):
-    """How texts are laid out for a model: see app.prompts.Layout."""
-
-    tokenizer: Any
-
-    def prefix(self, text: str) -> Prefix:
-        """A document's tokens, read once."""
-        ...
-
-    def tail(self, question: str) -> list[int]:
-        """A question's tokens, up to where the answer begins."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -262,7 +249,7 @@ class _Reading:
     @cached_property
     def _oracle_scores(self) -> dict[str, dict[int, Tensor]]:
         return {
-            name: ORACLES[name](self.model, self._full, self.prefix, self.asked)
+            name: ORACLES[name](self.model, self._full, self.layout, self.prefix, self.asked)
             for name in self.settings.oracle_names
         }
 

@@ -9,62 +9,56 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from heads.labels import Kind, Labels, Probe, measure, output_grams
+from heads.layout import Layout, Prefix
+from heads.replay import replay_ids
 
 if TYPE_CHECKING:
     from engine.cache import DocCache
     from engine.loader import LoadedModel
 
 
-class Prefix(Protocol):
-    """A document laid out for the model: what is read once, before any question."""
-
-    @property
-    def token_ids(self) -> list[int]:
-        """Header, document and closing."""
-        ...
-
-    @property
-    def n_header(self) -> int:
-        """Tokens before the document."""
-        ...
-
-
 # A question's tokens after the prefix, and those of its first true answer.
 Asked = tuple[list[int], list[int]]
-# (model, full frozen cache, prefix, questions) -> per layer [n_kv_heads, n] fp32, higher = keep.
-Oracle = Callable[["LoadedModel", "DocCache", Prefix, Sequence[Asked]], dict[int, Tensor]]
+# (model, full frozen cache, layout, prefix, questions)
+# -> per layer [n_kv_heads, n] fp32, higher = keep.
+Oracle = Callable[["LoadedModel", "DocCache", Layout, Prefix, Sequence[Asked]], dict[int, Tensor]]
 
 PIECE_TOKENS = 2048  # the context is repeated in pieces of this length (KVzip, 2505.23416)
 
 
 def replayed(
-    model: LoadedModel, cache: DocCache, prefix: Prefix, asked: Sequence[Asked], kind: Kind
+    model: LoadedModel,
+    cache: DocCache,
+    layout: Layout,
+    prefix: Prefix,
+    asked: Sequence[Asked],
+    kind: Kind,
 ) -> dict[int, Tensor]:
-    """What repeating the whole document needs: `kvzip` or `kvzip_plus`, questions unknown.
-
-    The request is a question's tokens without the question's answer, which every layout can give;
-    then comes the piece itself.
-    """
+    """What repeating the whole document needs: `kvzip` or `kvzip_plus`, questions unknown."""
     grams, ids = output_grams(model), prefix.token_ids
-    request = asked[0][0]
     found = []
     for first in range(0, len(ids), PIECE_TOKENS):
-        piece = ids[first : first + PIECE_TOKENS]
-        labels = _labels(model, kind, len(piece))
-        probe = Probe([*request, *piece])
+        end = min(first + PIECE_TOKENS, len(ids))
+        labels = _labels(model, kind, end - first)
+        probe = Probe(replay_ids(layout, ids, prefix.n_header, first, end))
         measure(model, cache, grams, [probe], labels, first=first, n_sinks=prefix.n_header)
         found.append(labels.finished()[kind])
     return dict(enumerate(torch.cat(found, dim=-1)))
 
 
 def answered(
-    model: LoadedModel, cache: DocCache, prefix: Prefix, asked: Sequence[Asked], kind: Kind
+    model: LoadedModel,
+    cache: DocCache,
+    layout: Layout,
+    prefix: Prefix,
+    asked: Sequence[Asked],
+    kind: Kind,
 ) -> dict[int, Tensor]:
     """What the true questions with their true answers need: knows what nobody can know."""
     labels = _labels(model, kind, cache.n_seen)

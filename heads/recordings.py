@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from engine.prefill import PrefillConfig, prefill
 from engine.scorers.recency import RecencyScorer
 from engine.scoring import LayerStep, Scorer
 from heads.labels import Kind, Labels, Probe, measure
+from heads.layout import Layout
 from heads.question_set import QuestionedDocument
 from heads.replay import replay_ids
 from heads.self_asked import self_asked
@@ -35,28 +36,6 @@ if TYPE_CHECKING:
     from engine.loader import LoadedModel
 
 _REPLAY_KINDS: tuple[Kind, ...] = ("kvzip", "kvzip_plus")
-
-
-class Laid(Protocol):
-    """A document in the prompt's layout; app.prompts.Prefix is one."""
-
-    token_ids: list[int]
-    n_header: int
-    n_document: int
-
-
-class Layout(Protocol):
-    """How documents and questions are laid out; app.prompts.Layout is one."""
-
-    tokenizer: Any
-
-    def prefix(self, text: str) -> Any:
-        """The tokens up to the end of the document: a Laid."""
-        ...
-
-    def tail(self, question: str) -> list[int]:
-        """The tokens appended for a question."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+
+from heads.layout import Layout
 
 REPLAY = "Repeat the document word for word."
 REPLAY_FROM = "Repeat the document word for word, from the part that follows: {before}"
 _BEFORE_TOKENS = 8
-
-
-class Layout(Protocol):
-    """How questions are laid out for a model; app.prompts.Layout is one."""
-
-    tokenizer: Any
-
-    def tail(self, question: str) -> list[int]:
-        """A question's tokens, up to where the answer begins."""
-        ...
 
 
 def request_ids(layout: Layout, ids: Sequence[int], n_header: int, first: int) -> list[int]:

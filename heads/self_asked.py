@@ -24,7 +24,7 @@ def self_asked(
 ) -> list[tuple[str, str]]:
     """Different (question, answer) pairs about a document in a frozen cache.
 
-    layout   see heads.recordings.Layout
+    layout   see heads.layout.Layout
     closing  tokens between the document and a question that the cache does not hold
     """
     plain = layout.tokenizer

@@ -174,7 +174,9 @@ def test_the_budget_is_never_below_what_is_protected() -> None:
     assert replace(SETTINGS, sink_tokens=20).eviction(1000, 0.001).budget_tokens == 20 + 16 + 1
 
 
-def by_position(model: Any, cache: Any, prefix: Any, asked: Any) -> dict[int, torch.Tensor]:
+def by_position(
+    model: Any, cache: Any, layout: Any, prefix: Any, asked: Any
+) -> dict[int, torch.Tensor]:
     """An oracle that keeps the newest, as recency does; sees two pieces of every question."""
     assert cache.n_seen == len(prefix.token_ids) and all(len(pair) == 2 for pair in asked)
     row = torch.arange(cache.n_seen).float().expand(2, -1)

@@ -13,11 +13,13 @@ from engine.scorers.uniform_random import RandomScorer
 from heads import oracles
 from heads.labels import Labels, Probe, measure, output_grams
 from heads.oracles import ORACLES
+from heads.replay import replay_ids
 from tests.fakes import tiny_model, tokens
 from tests.unit.heads.number_layout import NumberLayout, NumberPrefix, numbers
 
 N = 123
-PREFIX: NumberPrefix = NumberLayout().prefix(numbers(N - 5, 1))
+LAYOUT = NumberLayout()
+PREFIX: NumberPrefix = LAYOUT.prefix(numbers(N - 5, 1))
 ASKED = [([6, *tokens(5, seed=i), 7], tokens(3, seed=20 + i)) for i in range(2)]
 WHOLE = PrefillConfig(N, EvictionConfig(None, positions="original"), "fp32")
 
@@ -33,7 +35,7 @@ def test_every_entry_gets_a_finite_score(
 ) -> None:
     monkeypatch.setattr(oracles, "PIECE_TOKENS", piece)
     model: Any = tiny_model()
-    scores = ORACLES[name](model, read(model), PREFIX, ASKED)
+    scores = ORACLES[name](model, read(model), LAYOUT, PREFIX, ASKED)
     assert list(scores) == [0, 1]
     for row in scores.values():
         assert row.shape == (2, N) and row.dtype == torch.float32
@@ -44,8 +46,8 @@ def test_every_entry_gets_a_finite_score(
 def test_only_two_of_them_know_the_questions(name: str) -> None:
     model: Any = tiny_model()
     cache = read(model)
-    other = [(tail, tokens(3, seed=90 + i)) for i, (tail, _) in enumerate(ASKED)]
-    one, two = (ORACLES[name](model, cache, PREFIX, asked) for asked in (ASKED, other))
+    other = [([6, *tokens(4, seed=80 + i), 7], tokens(3, seed=90 + i)) for i in range(2)]
+    one, two = (ORACLES[name](model, cache, LAYOUT, PREFIX, asked) for asked in (ASKED, other))
     assert torch.equal(one[1], two[1]) == name.startswith("kvzip")
 
 
@@ -53,11 +55,12 @@ def test_a_long_document_is_repeated_piece_by_piece(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(oracles, "PIECE_TOKENS", 50)
     model: Any = tiny_model()
     cache = read(model)
-    scores = ORACLES["kvzip_oracle"](model, cache, PREFIX, ASKED)
+    scores = ORACLES["kvzip_oracle"](model, cache, LAYOUT, PREFIX, ASKED)
     for first in (0, 50, 100):
         piece = PREFIX.token_ids[first : first + 50]
         labels = Labels(["kvzip"], 2, 2, len(piece))
-        probe = Probe([*ASKED[0][0], *piece])
+        end = first + len(piece)
+        probe = Probe(replay_ids(LAYOUT, PREFIX.token_ids, PREFIX.n_header, first, end))
         measure(model, cache, output_grams(model), [probe], labels, first=first, n_sinks=3)
         for layer, row in scores.items():
             expected = labels.finished()["kvzip"][layer]
@@ -95,6 +98,6 @@ def test_entries_that_the_reader_looks_at_are_ranked_first(name: str) -> None:
                 turned = rotate(queries[0][head][None], -torch.tensor([place]))[0]
                 layer.keys[layer.offsets[head] + place] = turned * 60 / turned.norm()
     cache._readable = []
-    scores = ORACLES[name](model, cache, PREFIX, ASKED[:1])[0]
+    scores = ORACLES[name](model, cache, LAYOUT, PREFIX, ASKED[:1])[0]
     for head in range(2):
         assert set(scores[head].topk(len(PLANTED)).indices.tolist()) == set(PLANTED)
