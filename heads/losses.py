@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional as nnf
 
 SMOOTHNESS = 0.0025  # Locret's weight of neighbouring scores' differences (2410.01805, code)
-LOSSES = ("mse", "bce", "rank", "locret")
 
 
 def log_mse(predicted: Tensor, target: Tensor, threshold: Tensor) -> Tensor:

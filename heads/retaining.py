@@ -165,6 +165,12 @@ def save_heads(
         "card": json.dumps(card.__dict__, sort_keys=True),
     }
     tensors = {name: p.detach().half().cpu().contiguous() for name, p in head.named_parameters()}
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise InvalidSetting(
+                f"The training ran away: {name} is beyond 16 bits. Nothing was written.",
+                "Train with another loss, or more text.",
+            )
     if profile is not None:
         tensors["profile"] = torch.tensor(profile.shares)
         tensors["profile_kept"] = torch.tensor(profile.kept)

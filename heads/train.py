@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 LEAST_SHARE = 1e-3
 EDGES = (0.25, 0.125, 0.0625, 0.03125)  # kept fractions whose thresholds `bce` learns
-LABELS = ("questions", "kvzip_plus", "kvzip", "cis", "blend")
 
 
 @dataclass(frozen=True)
@@ -102,6 +101,11 @@ def fit(
     """
     torch.manual_seed(settings.seed)
     g = model.geometry
+    if start is not None and start.kind != settings.kind:
+        raise InvalidSetting(
+            f"The heads to go on from are of the kind '{start.kind}', not '{settings.kind}'.",
+            f"Train with --kind {start.kind}.",
+        )
     head = start or (
         RetainingHead(g, settings.width)
         if settings.kind == "retaining"

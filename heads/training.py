@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 from engine.errors import InvalidSetting
 from heads.labels import output_grams
+from heads.layout import Layout
 from heads.question_set import QuestionedDocument
 from heads.recordings import (
-    Layout,
     RecordSettings,
     load_recording,
     record,
@@ -130,9 +130,10 @@ def train(
         paths = _record_all(model, layout, documents, how, work, evictor, scorer, say)
         firsts = firsts or paths
         used += paths
-        began = time.perf_counter()
-        head, report = _fitted_once(model, paths, firsts, settings, number, work, head, say)
-        fit_s += time.perf_counter() - began
+        head, report, seconds = _fitted_once(
+            model, paths, firsts, settings, number, work, head, say
+        )
+        fit_s += seconds
         if report is not None:
             reports.append(report)
     assert head is not None
@@ -182,8 +183,11 @@ def _fitted_once(
     work: Path,
     start: RetainingHead | LocretHead | None,
     say: Callable[[str], None],
-) -> tuple[RetainingHead | LocretHead, FitReport | None]:
-    """Fit, or take what an earlier run or the first process fitted from the same recordings."""
+) -> tuple[RetainingHead | LocretHead, FitReport | None, float]:
+    """Fit, or take what an earlier run or the first process fitted from the same recordings.
+
+    Returns the heads, the report of a fit of now, and the seconds of the fit, whoever made it.
+    """
     key = json.dumps([[p.name for p in paths], asdict(settings.fitting), number])
     if start is not None:
         key += head_digest(start)
@@ -191,7 +195,9 @@ def _fitted_once(
     if _rank() != 0:
         _wait_for([path])
     if path.exists():
-        return load_heads(path, model).head, None
+        known = load_heads(path, model)
+        return known.head, None, float(known.card.cost)
+    began = time.perf_counter()
     recordings = [
         replace(load_recording(p), labels=load_recording(f, hidden=False).labels)
         for p, f in zip(paths, firsts, strict=True)
@@ -208,8 +214,9 @@ def _fitted_once(
             f"  layer {done}/{total}: rank correlation on documents held out {rank:.3f}"
         ),
     )
-    save_heads(path, head, HeadCard(model.name, settings.fitting.label))
-    return load_heads(path, model).head, report
+    seconds = time.perf_counter() - began
+    save_heads(path, head, HeadCard(model.name, settings.fitting.label, cost=f"{seconds:.3f}"))
+    return load_heads(path, model).head, report, seconds
 
 
 def _profile(paths: Sequence[Path], label: str) -> Profile:
@@ -219,6 +226,11 @@ def _profile(paths: Sequence[Path], label: str) -> Profile:
     if asked and label != "cis":
         return profile_of([target(r, "questions") for r in asked])
     return profile_of([target(r, label) for r in found if has_label(r, label)])
+
+
+def is_first_process() -> bool:
+    """Whether this process fits and writes; the others of one training only read their share."""
+    return _rank() == 0
 
 
 def _rank() -> int:

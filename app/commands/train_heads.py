@@ -45,9 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label", choices=_LABELS, help="default: blend; cis for locret")
     parser.add_argument("--loss", choices=("mse", "bce", "rank", "locret"))
     parser.add_argument("--width", type=positive, help="default: 256; 1024 for locret")
-    parser.add_argument("--epochs", type=float, default=None)
+    parser.add_argument("--epochs", type=_above_zero, default=None)
     parser.add_argument("--rounds", type=positive, default=2, help="1 leaves out on-policy reading")
-    parser.add_argument("--kept", type=float, default=0.25, help="on-policy share kept")
+    parser.add_argument("--kept", type=_share, default=0.25, help="on-policy share kept")
     parser.add_argument("--documents", type=positive, metavar="N", help="of each question set")
     parser.add_argument(
         "--max-tokens", type=positive, default=4096, help="longer documents are cut there"
@@ -58,6 +58,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
+def _above_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _share(text: str) -> float:
+    value = _above_zero(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text} is more than everything")
+    return value
+
+
 def run(args: argparse.Namespace) -> int:
     """Plan, train, and say where the heads lie and what they cost."""
     from app.commands.eval import load
@@ -65,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     from app.prompts import Layout
     from engine.files import need_disk
     from heads.retaining import HeadCard, load_heads
-    from heads.training import plan, train
+    from heads.training import is_first_process, plan, train
 
     paths = data_paths(data_dir(args)).make()
     documents = list(_documents(args))
@@ -94,6 +111,8 @@ def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     head, reports = train(model, layout, documents, settings, work, out, card, start=start, say=say)
     seconds = time.perf_counter() - began
+    if not is_first_process():
+        return 0
     report = _report(head, reports, out, found, rate, seconds)
     report["card"] = str(_write_card(card, out))
     if reports:

@@ -147,3 +147,34 @@ def test_what_cannot_be_trained_on_is_refused(
     bad.write_text(bad.read_text(encoding="utf-8") + '\n{"context": 3}', encoding="utf-8")
     code, out, err = called(capsys, "--data", bad)
     assert (code, out) == (3, None) and "bad.jsonl, line 3" in err
+
+
+def test_another_process_of_a_training_writes_and_prints_nothing(
+    data: Path,
+    data_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert called(capsys, "--data", data)[0] == 0  # the first process has written its heads
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    mine = tmp_path / "mine.safetensors"
+    code, found, _ = called(capsys, "--data", data, "--out", mine)
+    assert code == 0 and found is None and not mine.exists()
+
+
+def test_heads_of_another_kind_are_nothing_to_go_on_from(
+    data: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = tmp_path / "old.safetensors"
+    assert called(capsys, "--data", data, "--kind", "locret", "--rounds", "1", "--out", old)[0] == 0
+    code, _, err = called(capsys, "--data", data, "--start", old)
+    assert code == 2 and "kind 'locret'" in err and "--kind locret" in err
+
+
+@pytest.mark.parametrize("flags", [["--epochs", "0"], ["--epochs", "x"], ["--kept", "1.5"]])
+def test_settings_out_of_range_are_refused(data: Path, flags: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["train-heads", "tiny", "--data", str(data), *flags])
+    assert stopped.value.code == 2

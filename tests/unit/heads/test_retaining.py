@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.errors import PrefillStopped, ScorerUnavailable
+from engine.errors import InvalidSetting, PrefillStopped, ScorerUnavailable
 from engine.eviction import EvictionConfig, Profile
 from engine.prefill import PrefillConfig, prefill
 from engine.scoring import LayerStep
@@ -433,3 +433,12 @@ def test_loading_leaves_the_random_numbers_alone(tmp_path: Path) -> None:
     load_heads(tmp_path / "h.safetensors", model)
     load_heads(path, model)
     assert torch.equal(torch.rand(4), expected)
+
+
+def test_heads_beyond_sixteen_bits_are_not_written(tmp_path: Path) -> None:
+    model: Any = tiny_model()
+    head = RetainingHead(model.geometry, 4)
+    head.w1.data[0, 0, 0] = 1e6
+    with pytest.raises(InvalidSetting, match="w1 is beyond 16 bits"):
+        save_heads(tmp_path / "h.safetensors", head, HeadCard())
+    assert not list(tmp_path.iterdir())

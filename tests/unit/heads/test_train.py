@@ -14,7 +14,7 @@ from engine.eviction import EvictionConfig
 from engine.prefill import PrefillConfig, prefill
 from engine.scoring import LayerStep, Scorer
 from heads import train
-from heads.losses import LOSSES, keep_bce, locret_loss, log_mse, pair_rank
+from heads.losses import BY_NAME, keep_bce, locret_loss, log_mse, pair_rank
 from heads.recordings import Recording
 from heads.retaining import LocretHead, flat_qkv
 from heads.train import PROFILE_KEPT, FitSettings, edges_of, fit, has_label, profile_of, target
@@ -59,7 +59,7 @@ def rank_correlation(a: Tensor, b: Tensor) -> float:
     return float(torch.corrcoef(ranks)[0, 1])
 
 
-@pytest.mark.parametrize("loss", [name for name in LOSSES if name != "locret"])
+@pytest.mark.parametrize("loss", [name for name in tuple(BY_NAME) if name != "locret"])
 def test_a_planted_function_is_found(loss: str) -> None:
     head, report = fitted(replace(SETTINGS, loss=loss))
     assert len(report.curves) == len(report.held_rank) == len(report.held_loss) == 2

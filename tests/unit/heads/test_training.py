@@ -22,7 +22,14 @@ from heads.recordings import (
     recording_path,
     save_recording,
 )
-from heads.retaining import HeadCard, HeadScorer, RetainingHead, head_digest, load_heads
+from heads.retaining import (
+    HeadCard,
+    HeadScorer,
+    RetainingHead,
+    head_digest,
+    load_heads,
+    save_heads,
+)
 from heads.self_asked import OPENINGS, PARTS, one_question, self_asked
 from heads.train import PROFILE_KEPT, FitSettings
 from heads.training import TrainSettings, plan, train
@@ -329,3 +336,16 @@ def test_locret_is_trained_on_its_own_label(tmp_path: Path) -> None:
     found = load_heads(tmp_path / "out.safetensors", model)
     assert found.name == "locret" and found.profile is not None
     assert "cis" in KINDS
+
+
+def test_a_fit_that_was_there_counts_in_the_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = tiny_model()
+    trained(tmp_path)
+    for path in tmp_path.glob("heads-*"):
+        found = load_heads(path, model)
+        save_heads(path, found.head, replace(found.card, cost="300.0"))
+    monkeypatch.setattr("heads.training.fit", None)
+    trained(tmp_path)
+    assert "10.0 of fitting" in load_heads(tmp_path / "out.safetensors", model).card.cost
