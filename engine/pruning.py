@@ -14,7 +14,7 @@ from engine.eviction import EvictionConfig, HeadEntries, select
 
 def pruned(
     cache: DocCache,
-    scores: Mapping[int, Tensor] | None,
+    scores: Mapping[int, Tensor | list[Tensor]] | None,
     config: EvictionConfig,
     *,
     last: bool = True,
@@ -41,7 +41,9 @@ def pruned(
     return replace(cache, layers=layers, _readable=[])
 
 
-def _row(scores: Mapping[int, Tensor] | None, number: int, layer: LayerCache, head: int) -> Tensor:
+def _row(
+    scores: Mapping[int, Tensor | list[Tensor]] | None, number: int, layer: LayerCache, head: int
+) -> Tensor:
     return layer.scores[layer.rows(head)] if scores is None else scores[number][head]
 
 

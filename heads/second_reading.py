@@ -21,7 +21,8 @@ from engine.eviction import RESERVE_TOKENS, EvictionConfig
 from engine.prefill import PrefillConfig
 from engine.pruning import pruned
 from heads.labels import Kind, Labels, Probe, measure, output_grams
-from heads.replay import REPLAY, Layout, request_ids
+from heads.layout import Layout
+from heads.replay import REPLAY, request_ids
 
 if TYPE_CHECKING:
     from engine.cache import DocCache
@@ -63,7 +64,6 @@ def read_again(
     config: EvictionConfig,
     *,
     piece_tokens: int = PIECE_TOKENS,
-    blend: float = 0.0,
     on_progress: Callable[[int, int], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> DocCache:
@@ -71,8 +71,6 @@ def read_again(
 
     n_header     tokens of the layout in front of the document; they are not repeated
     config       the final budget and rules; positions are the cache's own
-    blend        share of the first pass's scores in the new ones, if its scorer was trained on
-                 the same measure; 0 goes by the replay alone
     on_progress  (tokens done, tokens in all), after each piece
     stop         asked before each piece; true raises PrefillStopped with the cache as it was
     Raises       InvalidSetting if the window has no room for a piece beside the kept entries
@@ -99,13 +97,7 @@ def read_again(
         first = end
         if on_progress is not None:
             on_progress(first, len(ids))
-    blended = {
-        number: [
-            _blended(found, layer.scores[layer.rows(head)], blend) for head, found in enumerate(row)
-        ]
-        for number, (layer, row) in enumerate(zip(cache.layers, scores, strict=True))
-    }
-    return pruned(cache, blended, config)
+    return pruned(cache, dict(enumerate(scores)), config)
 
 
 def _room(cache: DocCache) -> int:
@@ -136,7 +128,3 @@ def _take_in(scores: list[list[Tensor]], cache: DocCache, found: Tensor, first: 
             places = layer.positions[layer.rows(head)].long() - first
             here = (places >= 0) & (places < n)
             row[here] = found[number, head].to(row.device)[places[here]]
-
-
-def _blended(found: Tensor, before: Tensor, blend: float) -> Tensor:
-    return found if blend == 0 else torch.lerp(found, before, blend)

@@ -170,14 +170,6 @@ def test_an_entry_that_the_first_pass_held_cheap_is_kept_if_the_replay_needs_it(
     assert needed in scores_of(again(model, cache, rules))
 
 
-def test_a_blend_of_one_is_the_first_pass_s_choice() -> None:
-    model: Any = tiny_model()
-    cache = first_read(model, config())
-    once = pruned(cache, None, FINAL)
-    assert scores_of(again(model, cache, config(), blend=1.0)) == scores_of(once)
-    assert scores_of(again(model, cache, config(), blend=0.5)).keys() != scores_of(once).keys()
-
-
 def test_memory_never_exceeds_the_larger_budget_and_a_chunk(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
