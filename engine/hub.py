@@ -122,7 +122,10 @@ def fetch_file(repo: str, suffixes: tuple[str, ...], models_dir: Path) -> Path:
                 raise ModelDownloadFailed(f"{repo} has {len(found)} files of weights, not one.")
             return Path(huggingface_hub.hf_hub_download(repo, found[0], cache_dir=cache_dir))
     except (HTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as problem:
-        raise _failure(repo, problem) from problem
+        failure = _failure(repo, problem)
+        raise ModelDownloadFailed(
+            failure.cause, "Check the name and the connection, or choose another scorer."
+        ) from problem
 
 
 def _download(
