@@ -18,63 +18,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from engine.attention import decoder_of
+from engine.batch import nll_together
 from engine.cache import DocCache
 from engine.eviction import EvictionConfig
 from engine.loader import load_model
 from engine.prefill import PrefillConfig, prefill
 from engine.pruning import pruned
-from engine.scoring import LayerStep, Scorer, spread
+from engine.scorers.several import SeveralScorers
 from heads.catalog import make_scorer, scorer_names
 
 ALLOCATIONS = ("uniform", "per_layer", "global")
 
 
-class AllScorers(Scorer):
-    """Lets every scorer rate one reading; keeps their scores apart."""
-
-    name = "all"
-    wants_mass = wants_logits = True
-
-    def __init__(self, scorers: dict[str, Scorer]) -> None:
-        self.scorers = scorers
-        self.found: dict[str, dict[int, Tensor]] = {name: {} for name in scorers}
-
-    def score(self, step: LayerStep) -> Tensor:
-        for name, scorer in self.scorers.items():
-            new = scorer.score(step).float()
-            old = self.found[name].get(step.layer)
-            if old is not None:
-                kept = scorer.rescore(step, list(old))
-                new = torch.cat([torch.stack(kept), new], dim=1)
-            self.found[name][step.layer] = new
-        return torch.zeros(step.k.shape[:2])
-
-    def see_logits(self, logits: Tensor, token_ids: Tensor) -> Tensor:
-        scores = self.scorers["surprisal"].see_logits(logits, token_ids)
-        assert scores is not None
-        self.surprisals = torch.cat([getattr(self, "surprisals", scores[:0]), scores])
-        return scores
-
-    def finished(self, n_kv_heads: int) -> dict[str, dict[int, Tensor]]:
-        for layer in self.found["surprisal"]:
-            self.found["surprisal"][layer] = spread(self.surprisals, n_kv_heads)
-        return self.found
-
-
-@torch.inference_mode()
-def answer_nll(model: Any, cache: DocCache, question: list[int], answer: list[int]) -> float:
-    """Mean negative log-likelihood per token of the answer, after the question."""
-    hidden = decoder_of(model.model)(
-        input_ids=torch.tensor([question + answer]), use_cache=False, store=cache.view()
-    ).last_hidden_state[0]
-    logits = model.model.lm_head(hidden[len(question) - 1 : -1]).float()
-    return float(torch.nn.functional.cross_entropy(logits, torch.tensor(answer)))
+def answer_nlls(model: Any, cache: DocCache, asked: list[Any]) -> list[float]:
+    """Mean negative log-likelihood per token of each answer, after its question."""
+    questions, answers = zip(*asked, strict=True)
+    return nll_together(model, [cache.view() for _ in asked], questions, answers)
 
 
 def tales(folder: Path, n_tales: int, n_questions: int) -> Iterator[tuple[str, list[Any]]]:
@@ -117,11 +78,10 @@ def main() -> None:
     gaps: dict[tuple[str, str, float], list[float]] = {}
     for text, asked in tales(options.data, options.tales, options.questions):
         prefix, questions, n_sinks = pieces(model, text, asked)
-        every = AllScorers({n: make_scorer(n, model) for n in scorer_names()})
+        every = SeveralScorers({n: make_scorer(n, model) for n in scorer_names()})
         config = PrefillConfig(512, EvictionConfig(budget_tokens=None, positions="original"))
         cache = prefill(model, prefix, config, every)
-        found = every.finished(model.geometry.n_kv_heads)
-        full = [answer_nll(model, cache, q, a) for q, a in questions]
+        full = answer_nlls(model, cache, questions)
         for name in every.scorers:
             for allocation in ALLOCATIONS:
                 for kept in fractions:
@@ -132,8 +92,8 @@ def main() -> None:
                         stabilizer_tokens=0,
                         local_tokens=16,
                     )
-                    small = pruned(cache, found[name], rules)
-                    lost = [answer_nll(model, small, q, a) for q, a in questions]
+                    small = pruned(cache, every.scores(name), rules)
+                    lost = answer_nlls(model, small, questions)
                     gap = statistics.mean(lost) - statistics.mean(full)
                     gaps.setdefault((name, allocation, kept), []).append(gap)
         print(f"read {len(prefix)} tokens, full NLL {statistics.mean(full):.3f}", flush=True)
