@@ -72,8 +72,8 @@ def add_read_settings(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--read-twice",
         action="store_true",
-        help="keep more at first, then repeat the document to choose what stays; takes about "
-        "twice as long",
+        help="keep more at first, then pass the document through the model a second time to "
+        "choose what stays",
     )
     group.add_argument(
         "--pages", type=page_range, metavar="A-B", help="read these pages only, as 10-20 or 7"
