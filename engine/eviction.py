@@ -106,8 +106,13 @@ class EvictionConfig:
                 f"budget_tokens {self.budget_tokens} must be above {self.protected_tokens}, "
                 "the sinks plus the larger of stabilizers and locals."
             )
-        if (self.allocation == "profile") != (self.profile is not None):
-            raise InvalidSetting("allocation 'profile' and a profile go together.")
+        if self.allocation == "profile" and self.profile is None:
+            raise InvalidSetting(
+                "The scorer has no profile of shares to divide the budget by.",
+                "Choose another allocation, as global.",
+            )
+        if self.allocation != "profile" and self.profile is not None:
+            raise AssertionError(f"a profile is given, and allocation '{self.allocation}'")
 
     @property
     def protected_tokens(self) -> int:

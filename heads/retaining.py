@@ -191,7 +191,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, EOFError, ValueError, RuntimeError, pickle.PickleError) as e:
         raise ScorerUnavailable(
-            f"The heads in {path.name} cannot be read: {e}", "Fetch or train them again."
+            f"The heads in {path.name} cannot be read: {e}.", "Fetch or train them again."
         ) from e
     if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in loaded.values()):
         raise ScorerUnavailable(f"{path.name} holds no table of tensors.", "Fetch it again.")
