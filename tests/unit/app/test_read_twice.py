@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from app.service import OpenSession, Reader
 from app.settings import ReadSettings
 from engine.cache import CacheView
 from engine.errors import InvalidSetting, PrefillStopped
-from tests.unit.app.tiny_reader import BOOK, SETTINGS, tiny_loaded, tiny_reader, use_tiny_model
+from tests.unit.app.tiny_reader import SETTINGS, tiny_loaded, tiny_reader, use_tiny_model
 
 TWICE = replace(SETTINGS, read_twice=True, allocation="global", budget_tokens=200)
 
@@ -25,25 +24,6 @@ TWICE = replace(SETTINGS, read_twice=True, allocation="global", budget_tokens=20
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     use_tiny_model(monkeypatch)
-
-
-@pytest.fixture
-def announced() -> list[str]:
-    return []
-
-
-@pytest.fixture
-def reader(announced: list[str]) -> Iterator[Reader]:
-    reader = tiny_reader(announced)
-    yield reader
-    reader.library.close()
-
-
-@pytest.fixture
-def book(tmp_path: Path) -> Path:
-    path = tmp_path / "book.txt"
-    path.write_text(BOOK, encoding="utf-8")
-    return path
 
 
 def places(session: OpenSession) -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,25 +29,6 @@ SHORT = Sampling(max_new_tokens=12)
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     use_tiny_model(monkeypatch)
-
-
-@pytest.fixture
-def announced() -> list[str]:
-    return []
-
-
-@pytest.fixture
-def reader(announced: list[str]) -> Iterator[Reader]:
-    reader = tiny_reader(announced)
-    yield reader
-    reader.library.close()
-
-
-@pytest.fixture
-def book(tmp_path: Path) -> Path:
-    path = tmp_path / "book.txt"
-    path.write_text(BOOK, encoding="utf-8")
-    return path
 
 
 class StopAfter:
