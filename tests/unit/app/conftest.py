@@ -1,4 +1,4 @@
-"""A reader with a tiny model and a book to read, for the tests of reading; others have their own."""
+"""A reader with a tiny model, and a book, for the tests of reading; others have their own."""
 
 from __future__ import annotations
 
