@@ -274,16 +274,16 @@ class Reader:
         model = self.model(settings.model, settings.weights, on_progress, download=download)
         spec = find(settings.model or model.name)
         heads_dir = self.paths.models / "heads"
-        scorer_name = default_scorer(model.name, heads_dir)
-        settings = settings.resolved(spec.default_budget if spec else None, scorer_name)
-        assert settings.scorer is not None
-        if not trusted and is_head_file(settings.scorer):
+        scorer_name = settings.scorer or default_scorer(model.name, heads_dir)
+        if not trusted and is_head_file(scorer_name):
             raise ScorerUnavailable(
                 "The session was made with a file of heads that it does not bring along.",
                 "Read the document again here.",
             )
         layout = Layout(model.tokenizer)
-        scorer = make_scorer(settings.scorer, model, seed=0, state_dir=heads_dir)
+        scorer = make_scorer(scorer_name, model, seed=0, state_dir=heads_dir)
+        budget = spec.default_budget if spec else None
+        settings = settings.resolved(budget, scorer_name, scorer.allocation)
         config = PrefillConfig(
             chunk_tokens=settings.chunk_tokens,
             eviction=eviction_config(settings, scorer.profile),

@@ -41,23 +41,24 @@ class ReadSettings:
         known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
         return cls(**known)
 
-    def resolved(self, default_budget: int | None, default_scorer: str) -> ReadSettings:
+    def resolved(
+        self, default_budget: int | None, scorer: str, default_allocation: Allocation
+    ) -> ReadSettings:
         """Fill every None with its default, so that the settings can name a session.
 
-        Both defaults are the model's own: its budget (None for a model without a known one), and
-        its retaining heads or what reads without them (heads.catalog.default_scorer).
+        default_budget      the model's own, None for a model without a known one
+        scorer              the chosen scorer, or the model's own (heads.catalog.default_scorer)
+        default_allocation  the scorer's own
         """
         from engine.eviction import EvictionConfig
         from engine.registry import default_model
-        from heads.catalog import default_allocation
 
-        scorer = self.scorer or default_scorer
         default_budget = default_budget or EvictionConfig().budget_tokens
         return replace(
             self,
             model=self.model or default_model(),
             budget_tokens=default_budget if self.budget_tokens is None else self.budget_tokens,
-            allocation=self.allocation or default_allocation(scorer),
+            allocation=self.allocation or default_allocation,
             scorer=scorer,
         )
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from engine.eviction import Profile
+    from engine.eviction import Allocation, Profile
     from engine.geometry import ModelGeometry
 
 
@@ -49,6 +49,7 @@ class Scorer:
     wants_hidden = False
     wants_mass = False
     wants_logits = False
+    allocation: Allocation = "global"  # how a budget suits the scores, unless somebody chooses
     profile: Profile | None = None  # how much each layer and head keeps, if the scorer knows
 
     def reset(self) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import ScorerUnavailable
-from engine.eviction import Allocation
 from engine.scorers.accumulated import AccumulatedAttentionScorer
 from engine.scorers.key_norm import KeyNormScorer
 from engine.scorers.keydiff import KeyDiffScorer
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 # heads/LEADERBOARD.md: trained heads first; without them the best of the others at equal entries.
 TRAINED_SCORER = "retaining"
 UNTRAINED_SCORER = "keydiff"
-DEFAULT_ALLOCATION: Allocation = "global"
 SHIPPED_HEADS = Path(__file__).resolve().parent / "weights"
 _HEAD_SUFFIXES = (".safetensors", ".bin")
 
@@ -59,11 +57,6 @@ def head_file(kind: str, model_name: str, state_dir: Path | None = None) -> Path
 def is_head_file(name: str) -> bool:
     """Whether a scorer's name is a path to a file of heads."""
     return name.endswith(_HEAD_SUFFIXES)
-
-
-def default_allocation(scorer_name: str) -> Allocation:
-    """How a budget is shared out with a scorer when nobody chooses."""
-    return "profile" if scorer_name == TRAINED_SCORER else DEFAULT_ALLOCATION
 
 
 def default_scorer(model_name: str, state_dir: Path | None = None) -> str:

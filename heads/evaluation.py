@@ -20,12 +20,11 @@ from torch import Tensor
 
 from engine.batch import generate_together, nll_together
 from engine.errors import InvalidSetting, ScorerUnavailable
-from engine.eviction import RESERVE_TOKENS, Allocation, EvictionConfig, Profile
+from engine.eviction import RESERVE_TOKENS, Allocation, EvictionConfig
 from engine.prefill import PrefillConfig, prefill
 from engine.pruning import pruned
 from engine.scorers.several import SeveralScorers
 from engine.scoring import Scorer
-from heads.catalog import DEFAULT_ALLOCATION
 from heads.layout import Layout
 from heads.metrics import answer_recall, token_f1
 from heads.oracles import ORACLES, Asked
@@ -50,8 +49,7 @@ class EvalSettings:
     kept            shares of a document's tokens to keep, each above 0 and at most 1
     chunked         read anew for every row, with evictions; oracles prune the full cache even so
     chunk_tokens    tokens a forward pass, of full and chunked readings
-    allocation      how the budget is shared out; None: by the profile where a scorer has one,
-                    else global
+    allocation      how the budget is shared out; None: as suits each scorer
     sink_tokens     first tokens that always stay; None: as many as the application keeps
     max_new_tokens  longest generated answer
     generate        False leaves out the answers: likelihoods only
@@ -98,21 +96,20 @@ class EvalSettings:
         """Every oracle that is needed, each once."""
         return [n for n in dict.fromkeys([*self.scorers, self.oracle or ""]) if n in ORACLES]
 
-    def eviction(
-        self, n_tokens: int, kept: float, profile: Profile | None = None
-    ) -> EvictionConfig:
+    def eviction(self, n_tokens: int, kept: float, scorer: Scorer | None = None) -> EvictionConfig:
         """The budget for a document of n_tokens: never less than one above what is protected."""
         usual = EvictionConfig(None).sink_tokens
         sinks = usual if self.sink_tokens is None else self.sink_tokens
         least = EvictionConfig(None, sink_tokens=sinks).protected_tokens + 1
-        allocation = self.allocation or ("profile" if profile else DEFAULT_ALLOCATION)
-        if allocation == "profile" and profile is None:
-            allocation = DEFAULT_ALLOCATION  # an oracle, or a scorer that knows of no profile
+        scorer = scorer or Scorer()  # an oracle is as a scorer that says nothing of shares
+        allocation = self.allocation or scorer.allocation
+        if allocation == "profile" and scorer.profile is None:
+            allocation = scorer.allocation
         return EvictionConfig(
             budget_tokens=max(round(kept * n_tokens), least),
             allocation=allocation,
             sink_tokens=sinks,
-            profile=profile if allocation == "profile" else None,
+            profile=scorer.profile if allocation == "profile" else None,
         )
 
 
@@ -254,10 +251,7 @@ class _Reading:
         }
 
     def _rules(self, name: str, kept: float) -> EvictionConfig:
-        scorer = self.scorers.get(name)
-        return self.settings.eviction(
-            self.n_tokens, kept, None if scorer is None else scorer.profile
-        )
+        return self.settings.eviction(self.n_tokens, kept, self.scorers.get(name))
 
     def _cache(self, name: str, rules: EvictionConfig) -> DocCache:
         """What is left of the document under a scorer or oracle."""

@@ -110,6 +110,10 @@ class HeadScorer(Scorer):
         self.head, self.card, self._digest, self.profile = head, card, digest, profile
         self.name = head.kind
         self.wants_hidden = isinstance(head, RetainingHead)
+        if profile is not None:
+            self.allocation = "profile"
+        elif isinstance(head, LocretHead):
+            self.allocation = "uniform"  # its scores stand for raw logits: no scale is shared
 
     @torch.inference_mode()
     def score(self, step: LayerStep) -> Tensor:

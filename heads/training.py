@@ -219,11 +219,16 @@ def _fitted_once(
     return load_heads(path, model).head, report, seconds
 
 
-def _profile(paths: Sequence[Path], label: str) -> Profile:
-    """What each head should keep: by the questions' label where there is one, else by the fit's."""
+def _profile(paths: Sequence[Path], label: str) -> Profile | None:
+    """What each head should keep: by the questions' label where there is one, else by the fit's.
+
+    None for `cis`, whose raw logits share no scale between heads.
+    """
+    if label == "cis":
+        return None
     found = [load_recording(p, hidden=False) for p in paths]
     asked = [r for r in found if has_label(r, "questions")]
-    if asked and label != "cis":
+    if asked:
         return profile_of([target(r, "questions") for r in asked])
     return profile_of([target(r, label) for r in found if has_label(r, label)])
 

@@ -13,7 +13,6 @@ import torch
 from engine.errors import ModelDownloadFailed, ScorerUnavailable
 from heads import catalog
 from heads.catalog import (
-    default_allocation,
     default_scorer,
     head_file,
     head_name,
@@ -51,9 +50,6 @@ def test_heads_read_where_there_are_some(shipped: Path, tmp_path: Path) -> None:
     assert default_scorer("tiny", own) == "retaining" and default_scorer("tiny") == "keydiff"
     put(shipped)
     assert default_scorer("tiny") == "retaining" and default_scorer("other", own) == "keydiff"
-    assert (
-        default_allocation("retaining") == "profile" and default_allocation("keydiff") == "global"
-    )
 
 
 def test_the_users_own_heads_come_before_ours(shipped: Path, tmp_path: Path) -> None:

@@ -435,6 +435,15 @@ def test_loading_leaves_the_random_numbers_alone(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(4), expected)
 
 
+def test_each_kind_says_how_a_budget_suits_it() -> None:
+    model: Any = tiny_model()
+    profile = Profile((0.5,), (((1.0, 1.0), (1.0, 1.0)),))
+    locret, ours = LocretHead(model.geometry, 4), RetainingHead(model.geometry, 4)
+    assert HeadScorer(locret, HeadCard(), "x").allocation == "uniform"
+    assert HeadScorer(ours, HeadCard(), "x").allocation == "global"
+    assert HeadScorer(ours, HeadCard(), "x", profile).allocation == "profile"
+
+
 def test_heads_beyond_sixteen_bits_are_not_written(tmp_path: Path) -> None:
     model: Any = tiny_model()
     head = RetainingHead(model.geometry, 4)
