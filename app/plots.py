@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 _WIDTH, _HEIGHT = 760, 420
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 200, 40, 52
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 200, 56, 52
 # Okabe and Ito's palette: told apart with every kind of colour vision.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#8c564b")
 
@@ -41,7 +41,7 @@ def line_chart(
     for x in xs if log_x else _round_marks(xs[0], xs[-1]):
         parts.append(_text(place(x), _HEIGHT - _BOTTOM + 18, f"{x:g}", 12, "middle"))
     parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 12, x_name, 13, "middle"))
-    parts.append(_text(_LEFT, _TOP - 6, y_name, 12, "start"))
+    parts.append(_text(_LEFT, _TOP - 12, y_name, 12, "start"))
     for number, line in enumerate(lines):
         parts += _series(line, _COLOURS[number % len(_COLOURS)], number, place, to_y)
     return (
