@@ -1,7 +1,8 @@
 """The page: Gradio components, and how a picture is laid on them.
 
 No event does any work. A click changes the tab's seat, a timer looks at the worker; both answer
-with the same list of outputs, in which only what changed is sent.
+with the same list of outputs, in which only what changed is sent. Answers are numbered, and every
+tick says which was laid on last: one that overtook another is made good by sending everything.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Page:
             title="Longread", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)
         ) as self.blocks:
             self.place = gr.Textbox(visible="hidden", elem_id="place", show_label=False)
+            self.seen = gr.Textbox(visible="hidden", elem_id="seen", show_label=False)
             self.timer = gr.Timer(BUSY_TICK_S)
             with gr.Row(elem_id="desk", equal_height=False):
                 with gr.Column(elem_id="side", scale=0, min_width=280):
@@ -156,7 +158,7 @@ class Page:
     def _watch(self) -> None:
         """Outputs of every event: whatever a picture can change, and what a click clears."""
         self.watched = [
-            self.place, self.timer, self.notice, self.sessions, self.no_sessions,
+            self.place, self.seen, self.timer, self.notice, self.sessions, self.no_sessions,
             self.strip, self.strip_group, self.drop_group, self.file,
             self.document_group, self.card, self.password_group, self.password,
             self.plan_group, self.first, self.last, self.replan, self.read, self.cancel,
@@ -187,7 +189,7 @@ class Page:
         on(self.question.submit, Seat.ask, [self.question], clears=[self.question])
         on(self.ask.click, Seat.ask, [self.question], clears=[self.question])
         on(self.stop.click, Seat.stop)
-        self._on(self.timer.tick, None)
+        self._on(self.timer.tick, None, [self.seen])
         self.place.change(
             None, [self.place], None, js=_REMEMBER, queue=False, show_progress="hidden"
         )
@@ -207,6 +209,8 @@ class Page:
             seat = self.seats.of(request.session_hash)
             with seat.lock:
                 if action is None:
+                    if given != (str(seat.n_sent),):
+                        seat.shown = None
                     return self._look(seat)
                 seat.act(action.__get__(seat), *given)
                 if action is Seat.load:
@@ -216,9 +220,6 @@ class Page:
                     updates.update(
                         {component: _value(component, None) for component in clears or ()}
                     )
-                # A timer answer that is under way may still arrive after this one: the next one
-                # repeats everything.
-                seat.shown = None
                 return updates
 
         event(
@@ -233,7 +234,7 @@ class Page:
         )
 
     def _look(self, seat: Seat) -> Updates:
-        """Updates for what differs from the picture the tab shows already."""
+        """Updates for what differs from the picture that was sent last, numbered."""
         new, old = seat.look(), seat.shown
         seat.shown = new
         if old == new:
@@ -242,7 +243,9 @@ class Page:
         for fields, make in self._mapping():
             if old is None or any(getattr(old, f) != getattr(new, f) for f in fields):
                 updates.update(make(new))
-        return updates or {self.timer: gr.skip()}
+        seat.n_sent += 1
+        updates[self.seen] = str(seat.n_sent)
+        return updates
 
     def _mapping(self) -> tuple[tuple[tuple[str, ...], Callable[[Picture], Updates]], ...]:
         """Which fields of the picture show on which components."""

@@ -25,7 +25,7 @@ _log = logging.getLogger("longread")
 
 
 class Seat:
-    """One tab: where it is, which password it was told, and what it shows already."""
+    """One tab: where it is, which password it was told, and what it was sent last."""
 
     def __init__(self, worker: DeskWorker, uploads: Uploads, css: str = "lr-chip") -> None:
         self.worker = worker
@@ -37,6 +37,7 @@ class Seat:
         self.password: str | None = None
         self.lock = threading.RLock()
         self.shown: Picture | None = None
+        self.n_sent = 0
 
     def look(self) -> Picture:
         """The picture as things stand; follows a reading that has ended to its session."""

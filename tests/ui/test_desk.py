@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 from tests.ui.conftest import TIMEOUT_S, Running, Tab
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import APIResponse, Browser, Route
 
 pytestmark = pytest.mark.ui
 
@@ -176,6 +177,32 @@ def test_a_session_is_there_after_a_restart_and_can_be_deleted(
     page.wait_for_selector("#drop:visible")
     page.wait_for_selector("#sessions", state="hidden")
     assert running.worker.sessions() == []
+
+
+def test_an_answer_that_comes_late_does_not_leave_an_old_picture(tab: Tab, pdf: Path) -> None:
+    """The reply to a click is held back until later ones have shown the end of the reading."""
+    page = tab.page
+    tab.drop(pdf)
+    page.wait_for_selector("#read:visible")
+    page.wait_for_timeout(500)
+    held: list[tuple[Route, APIResponse]] = []
+
+    def hold_first(route: Route) -> None:
+        data = json.loads(route.request.post_data or "{}")
+        if not held and len(data["data"]) == 2:  # the two pages of `read`; a tick sends one
+            held.append((route, route.fetch()))
+        else:
+            route.continue_()
+
+    page.route("**/run/predict*", hold_first)
+    page.click("#read")
+    page.wait_for_selector(CHAT)
+    route, reply = held[0]
+    route.fulfill(response=reply)
+    page.wait_for_timeout(500)
+    page.wait_for_selector(CHAT)
+    assert not page.is_visible("#card")
+    page.unroute_all()
 
 
 def test_a_locked_document_asks_for_its_password(tab: Tab, tmp_path: Path) -> None:
