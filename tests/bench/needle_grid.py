@@ -3,7 +3,8 @@
     python tests/bench/needle_grid.py --book FILE --models DIR --lengths 16000,128000 --budget 4096
 
 A book (repeated if it is too short) is cut to each length, ten facts are put between its sentences
-at even depths, it is read once with evictions, and ten questions are asked of that one cache.
+at even depths, it is read once with evictions, the budget shared out as suits the scorer, and ten
+questions are asked of that one cache.
 Prints a line a reading with the facts found, then one JSON line; --out writes the grid as SVG.
 The same for each scorer named: all see the same text and keep the same number of entries.
 """
@@ -56,13 +57,18 @@ def document(layout: Layout, book: str, n_tokens: int) -> str:
 
 
 def measure(
-    model: LoadedModel, layout: Layout, text: str, scorer: str, budget: int
+    model: LoadedModel, layout: Layout, text: str, name: str, budget: int
 ) -> tuple[list[bool], list[float], int, float]:
     """Which facts are found, each number's NLL a token, tokens read, and seconds of reading."""
     prefix = layout.prefix(text)
-    config = PrefillConfig(1024, EvictionConfig(budget, "global"))
+    reads = make_scorer(name, model)
+    rules = EvictionConfig(
+        budget,
+        reads.allocation,
+        profile=reads.profile if reads.allocation == "profile" else None,
+    )
     began = time.perf_counter()
-    cache = prefill(model, prefix.token_ids, config, make_scorer(scorer, model))
+    cache = prefill(model, prefix.token_ids, PrefillConfig(1024, rules), reads)
     seconds = time.perf_counter() - began
     tails = [layout.tail(QUESTION.format(place=place)) for place, _ in PLACES]
     encode = layout.tokenizer
