@@ -31,8 +31,9 @@ EDGES = (0.25, 0.125, 0.0625, 0.03125)  # kept fractions whose thresholds `bce` 
 class FitSettings:
     """How heads are fitted.
 
-    label   a recording's label, or `blend`: the mean of the questions' and the replay's label,
-            or the one there is; documents without the label are left out
+    label   a recording's label, or `blend`: the mean of the questions' and the replay's label, each
+            standardised over the document, or the one there is; documents without the label are
+            left out
     """
 
     kind: str = "retaining"
@@ -71,12 +72,21 @@ def has_label(recording: Recording, label: str) -> bool:
 
 
 def target(recording: Recording, label: str) -> Tensor:
-    """The label heads learn: [n_layers, n_kv_heads, n] fp32, higher = keep."""
+    """The label heads learn: [n_layers, n_kv_heads, n] fp32, higher = keep.
+
+    A label's level hangs on how many probes there were (a maximum over more of them is higher), so
+    `blend` brings each label of a document to mean 0 and variance 1 over all layers and heads
+    before it takes the mean; what heads and layers are worth to one another stays.
+    """
     found = recording.labels
     if label == "blend":
-        parts = [found[k].float() for k in ("questions", "kvzip_plus") if k in found]
+        parts = [_standard(found[k].float()) for k in ("questions", "kvzip_plus") if k in found]
         return torch.stack(parts).mean(dim=0)
     return found[label].float()
+
+
+def _standard(label: Tensor) -> Tensor:
+    return (label - label.mean()) / label.std().clamp(min=1e-6)
 
 
 def edges_of(labels: Tensor) -> Tensor:

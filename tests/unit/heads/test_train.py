@@ -155,12 +155,16 @@ def test_documents_without_the_label_are_left_out() -> None:
         fit(model, [other], [good], short)
 
 
-def test_a_blend_is_the_mean_of_the_labels_there_are() -> None:
+def test_a_blend_is_the_mean_of_the_labels_brought_to_one_scale() -> None:
     a, b = torch.randn(2, 2, 5), torch.randn(2, 2, 5)
     both = Recording(torch.empty(0), {"questions": a, "kvzip_plus": b, "kvzip": b * 9}, 0)
-    assert torch.equal(target(both, "blend"), (a + b) / 2)
+    blended = target(both, "blend")
+    torch.testing.assert_close(blended, ((a - a.mean()) / a.std() + (b - b.mean()) / b.std()) / 2)
+    louder = replace(both, labels={"questions": 20 * a + 7, "kvzip_plus": b})
+    torch.testing.assert_close(target(louder, "blend"), blended)
     one = replace(both, labels={"kvzip_plus": b})
-    assert torch.equal(target(one, "blend"), b) and torch.equal(target(both, "kvzip"), b * 9)
+    torch.testing.assert_close(target(one, "blend"), (b - b.mean()) / b.std())
+    assert torch.equal(target(both, "kvzip"), b * 9)
     assert has_label(one, "blend") and not has_label(one, "questions")
     assert not has_label(replace(both, labels={"cis": a}), "blend")
 
