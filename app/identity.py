@@ -28,8 +28,9 @@ def identity_of(
     """Everything that shapes a cache, as plain JSON values.
 
     The model's fingerprint names the format of its weights too: a document read in bf16 and in nf4
-    makes two sessions. A single reading has no field of a second, so that sessions from before
-    there was one keep their names.
+    makes two sessions. A reading without a second one, or
+    without a refit, has no field of it, so that sessions from before there was such a choice keep
+    their names.
     """
     from dataclasses import asdict
 
@@ -37,6 +38,10 @@ def identity_of(
     if eviction.get("profile") is not None:
         profile = json.dumps(eviction["profile"])
         eviction["profile"] = hashlib.sha256(profile.encode()).hexdigest()
+    if eviction.pop("refit"):
+        from engine.refit import N_REFERENCES, NEAR_TOKENS, RIDGE
+
+        eviction["refit"] = [N_REFERENCES, NEAR_TOKENS, RIDGE]
     identity = {
         "document": sha256,
         "pages": list(pages),

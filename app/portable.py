@@ -52,6 +52,7 @@ _SETTING_TYPES = {
     "positions": str,
     "chunk_tokens": int,
     "read_twice": bool,
+    "refit": bool,
 }
 _NEXT_STEP = "Ask for the file again, or read the document yourself."
 
@@ -175,7 +176,8 @@ class _Import:
         if record.state != SESSION_READY:
             raise _bad("its session was not read to the end")
         found = {name: type(value) for name, value in record.settings.items()}
-        found.setdefault("read_twice", bool)  # sessions from before there was a second reading
+        for later in ("read_twice", "refit"):  # sessions from before there was such a choice
+            found.setdefault(later, bool)
         if found != _SETTING_TYPES:
             raise _bad("its session has other settings than expected")
         return record

@@ -41,6 +41,7 @@ def session_report(session: OpenSession) -> dict[str, Any]:
             "allocation": record.settings["allocation"],
             "positions": cache.positions_mode,
             "read_twice": record.settings.get("read_twice", False),
+            "refit": record.settings.get("refit", False),
         },
         "timing": {
             "parse_s": round(session.parse_s, 4),

@@ -20,6 +20,7 @@ class ReadSettings:
     budget_tokens 0 keeps every entry.
     read_twice      read into a larger cache, and repeat the document to choose what stays
                     (heads.second_reading)
+    refit           kept values take over what evicted entries gave (engine.refit)
     """
 
     model: str | None = None
@@ -30,6 +31,7 @@ class ReadSettings:
     positions: str = "auto"
     chunk_tokens: int = DEFAULT_CHUNK_TOKENS
     read_twice: bool = False
+    refit: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the library and for JSON."""
@@ -86,4 +88,5 @@ def eviction_config(settings: ReadSettings, profile: Profile | None = None) -> E
         allocation=cast("Allocation", settings.allocation),
         positions=cast("Positions", settings.positions),
         profile=profile if settings.allocation == "profile" else None,
+        refit=settings.refit,
     )

@@ -78,6 +78,7 @@ class EvictionConfig:
     profile             how much each layer and KV head keeps, by the kept fraction
     profile_part        profile: the part of the budget that it divides; scores over all layers
                         and heads compete for the rest
+    refit               kept values take over what evicted entries gave (engine.refit)
     """
 
     budget_tokens: int | None = 4096
@@ -89,6 +90,7 @@ class EvictionConfig:
     positions: Positions = "auto"
     profile: Profile | None = field(default=None, repr=False)
     profile_part: float = 0.5
+    refit: bool = False
 
     def __post_init__(self) -> None:
         if self.allocation not in ALLOCATIONS:

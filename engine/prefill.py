@@ -26,6 +26,7 @@ from engine.cache import (
 from engine.errors import InvalidSetting, PrefillStopped
 from engine.eviction import RESERVE_TOKENS, EvictionConfig, HeadEntries, select
 from engine.pruning import pruned
+from engine.refit import References, refitted, set_aside
 from engine.scoring import LayerStep, Scorer, group_mean
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def read_chunk(
 
     see_whole  gets the cache, frozen, while it still holds the whole chunk
     """
-    step = ChunkStore(cache, scorer, len(chunk))
+    step = ChunkStore(cache, scorer, len(chunk), refit=config.eviction.refit)
     chunk = chunk.to(model.device)
     hidden = decoder_of(model.model)(
         input_ids=chunk[None], use_cache=False, store=step
@@ -215,7 +216,7 @@ def _prediction_scores(
 class ChunkStore:
     """The `Store` of one chunk: reads the kept entries, holds the new ones until the eviction."""
 
-    def __init__(self, cache: DocCache, scorer: Scorer, n_new: int) -> None:
+    def __init__(self, cache: DocCache, scorer: Scorer, n_new: int, *, refit: bool = False) -> None:
         self.cache = cache
         self.scorer = scorer
         self.wants_hidden = scorer.wants_hidden
@@ -224,6 +225,8 @@ class ChunkStore:
         self._hidden: Tensor | None = None
         self._new: list[tuple[Tensor, Tensor]] = []
         self._scores: list[list[Tensor]] = []  # per layer, per head: kept entries, then new ones
+        self._refit = refit
+        self._references: list[tuple[References | None, Tensor]] = []  # and where keys are turned
 
     def see_hidden(self, layer: int, hidden: Tensor) -> None:
         """Store protocol."""
@@ -247,7 +250,11 @@ class ChunkStore:
         if self.scorer.wants_mass:
             mass = _mass(entries, q_rot, k_rot, lse, scale)
         self._score(layer, q, k, v, scale, mass)
-        return out.reshape(q.shape)
+        out = out.reshape(q.shape)
+        if self._refit:
+            aside = set_aside(q_rot, k_rot, v, out, scale, geometry.n_kv_heads)
+            self._references.append((aside, positions))
+        return out
 
     def _score(
         self,
@@ -289,8 +296,31 @@ class ChunkStore:
             entries.append([HeadEntries(s, p) for s, p in zip(scores, places, strict=True)])
         chosen = select(entries, config, self.cache.n_seen, last=last, ceiling=ceiling)
         for number, row in enumerate(chosen):
-            self.cache.layers[number] = self._gathered(number, row, entries[number])
+            values = self._refitted(number, row) if self._references else None
+            kept = self._gathered(number, row, entries[number])
+            if values is not None:
+                kept.values = _stored(values, kept.values.dtype)
+            self.cache.layers[number] = kept
             self._new[number] = (torch.empty(0), torch.empty(0))  # free the chunk as we go
+
+    def _refitted(self, number: int, chosen: list[Tensor]) -> Tensor | None:
+        """The values of a layer's kept entries after the refit: [sum_len, head_dim] fp32."""
+        references, positions = self._references[number]
+        if references is None:
+            return None
+        layer, (new_k, new_v) = self.cache.layers[number], self._new[number]
+        entries = ReadLayer.of(self.cache, layer)
+        turned = self.cache.rotary.rotate(new_k.to(self.cache.compute_dtype), positions)
+        old = zip(entries.heads(), entries.value_heads(), strict=True)
+        found = []
+        for head, (index, (old_k, old_v)) in enumerate(zip(chosen, old, strict=True)):
+            n_old = old_k.shape[1]
+            keys = torch.cat([old_k[0], turned[head]])[index]
+            values = torch.cat([old_v[0], new_v[head].to(old_v.dtype)])[index]
+            if len(index) < n_old + len(self.positions):
+                values = refitted(references, head, keys, values, index - n_old)
+            found.append(values.float())
+        return torch.cat(found)
 
     def _gathered(
         self, number: int, chosen: list[Tensor], entries: list[HeadEntries]

@@ -23,6 +23,7 @@ from engine.errors import InvalidSetting, ScorerUnavailable
 from engine.eviction import RESERVE_TOKENS, Allocation, EvictionConfig
 from engine.prefill import PrefillConfig, prefill
 from engine.pruning import pruned
+from engine.refit import N_REFERENCES, NEAR_TOKENS, RIDGE
 from engine.scorers.several import SeveralScorers
 from engine.scoring import Scorer
 from heads.layout import Layout
@@ -56,6 +57,7 @@ class EvalSettings:
     oracle          the oracle that every row's kept entries are compared with
     read_twice      chunked readings are followed by a second one; their rows are named so, and
                     oracles, which have the full cache, are as before
+    refit           chunked readings refit the values of what they keep (engine.refit)
     full            False leaves out the full reading, for documents beyond the trained window
     """
 
@@ -70,6 +72,7 @@ class EvalSettings:
     oracle: str | None = None
     full: bool = True
     read_twice: bool = False
+    refit: bool = False
 
     def __post_init__(self) -> None:
         if not self.scorers or not self.kept:
@@ -83,6 +86,11 @@ class EvalSettings:
         if self.read_twice and not self.chunked:
             raise InvalidSetting(
                 "A second reading follows a chunked one; a full cache is pruned without it.",
+                "Add --chunked.",
+            )
+        if self.refit and not self.chunked:
+            raise InvalidSetting(
+                "Values are refitted as chunks are read; a full cache is pruned without it.",
                 "Add --chunked.",
             )
         if not self.full and (not self.chunked or self.oracle_names):
@@ -110,6 +118,7 @@ class EvalSettings:
             allocation=allocation,
             sink_tokens=sinks,
             profile=scorer.profile if allocation == "profile" else None,
+            refit=self.refit,
         )
 
 
@@ -294,10 +303,12 @@ class _Reading:
 
 
 def _settings_key(settings: EvalSettings) -> dict[str, Any]:
-    """Settings as the log knows them; one without a second reading does not speak of it."""
+    """Settings as the log knows them; no word of a second reading or a refit that was not."""
     values = asdict(settings)
     if values.pop("read_twice"):
         values["second_reading"] = [FIRST_PASS_FACTOR, PIECE_TOKENS]
+    if values.pop("refit"):
+        values["refit"] = [N_REFERENCES, NEAR_TOKENS, RIDGE]
     return values
 
 

@@ -33,6 +33,7 @@ def make_report(
         "chunked": settings.chunked,
         "chunk_tokens": settings.chunk_tokens,
         "read_twice": settings.read_twice,
+        "refit": settings.refit,
         "allocation": settings.allocation or AUTO,
         "oracle": settings.oracle,
         "full": _marks(full) | _costs(full),

@@ -76,6 +76,11 @@ def add_read_settings(parser: argparse.ArgumentParser) -> None:
         "choose what stays",
     )
     group.add_argument(
+        "--refit",
+        action="store_true",
+        help="let kept values take over what evicted entries gave",
+    )
+    group.add_argument(
         "--pages", type=page_range, metavar="A-B", help="read these pages only, as 10-20 or 7"
     )
     group.add_argument("--password", help="password of a protected document")
@@ -96,6 +101,7 @@ def read_settings(args: argparse.Namespace) -> ReadSettings:
         positions=args.positions,
         chunk_tokens=args.chunk or defaults.chunk_tokens,
         read_twice=args.read_twice,
+        refit=args.refit,
     )
 
 

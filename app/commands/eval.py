@@ -79,6 +79,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --chunked: a second reading chooses what stays (rows are named NAME+twice)",
     )
     group.add_argument(
+        "--refit",
+        action="store_true",
+        help="with --chunked: kept values take over what evicted entries gave",
+    )
+    group.add_argument(
         "--no-full",
         action="store_true",
         help="with --chunked: leave out the full reading, for texts beyond the trained window",
@@ -166,6 +171,7 @@ def _settings(args: argparse.Namespace, paths: DataPaths) -> EvalSettings:
         oracle=args.oracle,
         full=not args.no_full,
         read_twice=args.read_twice,
+        refit=args.refit,
     )
 
 
@@ -211,6 +217,8 @@ def _print_table(report: dict[str, Any]) -> None:
     how = "read in chunks" if report["chunked"] else "pruned when read"
     if report["read_twice"]:
         how = "read twice in chunks"
+    if report["refit"]:
+        how += ", values refitted"
     print(
         f"{report['model']}: {report['documents']} documents of {report['n_tokens']:.0f} tokens, "
         f"{report['questions']} questions; allocation {report['allocation']}, {how}"

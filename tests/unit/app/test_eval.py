@@ -90,6 +90,7 @@ def test_a_log_spares_the_second_run_the_reading(
         (["--kept", "1.5"], 2, "1.5"),
         (["--no-full"], 2, "full reading"),
         (["--read-twice"], 2, "Add --chunked"),
+        (["--refit"], 2, "Add --chunked"),
     ],
 )
 def test_exit_codes(
@@ -108,6 +109,21 @@ def test_rows_that_were_read_twice_say_so(data: Path, capsys: pytest.CaptureFixt
     assert all(r["seconds"] > 0 for r in found["rows"])
     _, table, _ = evaluated(capsys, data, *flags)
     assert "read twice in chunks" in table and "keydiff+twice" in table
+
+
+def test_a_refit_changes_the_likelihoods_and_says_so(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--chunked", "--no-generate", "--documents", "1"]
+    plain, refitted = (
+        json.loads(evaluated(capsys, data, *flags, *more, "--json")[1])
+        for more in ([], ["--refit"])
+    )
+    assert not plain["refit"] and refitted["refit"]
+    assert plain["full"]["nll"] == refitted["full"]["nll"]
+    for before, after in zip(plain["rows"], refitted["rows"], strict=True):
+        assert before["bytes"] == after["bytes"] and before["nll"] != after["nll"]
+    assert "values refitted" in evaluated(capsys, data, *flags, "--refit")[1]
 
 
 def test_a_bad_line_is_named(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
