@@ -275,7 +275,7 @@ class ChunkStore:
         kept = self.scorer.rescore(step, kept)
         self._scores.append([torch.cat([kept[h], new[h]]) for h in range(n_heads)])
         dtype = cached.keys.dtype
-        self._new.append((_stored(k, dtype), _stored(v, dtype)))
+        self._new.append((stored(k, dtype), stored(v, dtype)))
 
     def replace_scores(self, scores: Tensor) -> None:
         """Give the chunk's entries these scores [n] in every layer and head."""
@@ -299,7 +299,7 @@ class ChunkStore:
             values = self._refitted(number, row) if self._references else None
             kept = self._gathered(number, row, entries[number])
             if values is not None:
-                kept.values = _stored(values, kept.values.dtype)
+                kept.values = stored(values, kept.values.dtype)
             self.cache.layers[number] = kept
             self._new[number] = (torch.empty(0), torch.empty(0))  # free the chunk as we go
 
@@ -345,7 +345,7 @@ class ChunkStore:
         )
 
 
-def _stored(x: Tensor, dtype: torch.dtype) -> Tensor:
+def stored(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Keys or values in the storage dtype; refuses what fp16 cannot hold rather than clip it."""
     stored = x.to(dtype, copy=True)
     if dtype == torch.float16 and not bool(torch.isfinite(stored).all()):

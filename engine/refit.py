@@ -17,6 +17,7 @@ they share the softmax, and their part of the answer is taken off.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor
 
 N_REFERENCES = 128  # tokens of a chunk whose queries are set aside, in every query head
 NEAR_TOKENS = 64
+OLDER = -NEAR_TOKENS
 RIDGE = 1.0  # times the mean square of a column of A
 
 
@@ -96,7 +98,7 @@ def refitted(
 
     keys    [n, head_dim], rotated as the references are
     values  [n, head_dim]
-    places  [n] int64, an entry's place in the chunk, negative if it is older
+    places  [n] int64, an entry's place in the chunk, at most OLDER if every reference sees it
     """
     q, values = references.queries[head], values.float()
     hidden = places[None] > references.rows[:, None] - NEAR_TOKENS
@@ -106,6 +108,17 @@ def refitted(
     a = (logits - lse[:, None]).exp()
     wanted = references.answers[head] - (near_lse - lse).exp()[:, None] * references.near[head]
     return values + _ridge(a, wanted - a @ values)
+
+
+def joined(parts: Sequence[References]) -> References:
+    """References of one layer from several stretches of text as one."""
+    return References(
+        torch.cat([p.rows for p in parts]),
+        *(
+            torch.cat([getattr(p, name) for p in parts], dim=1)
+            for name in ("queries", "answers", "near", "near_lse")
+        ),
+    )
 
 
 def _ridge(a: Tensor, missing: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ import kernels
 from engine.attention import decoder_of
 from engine.batch import SideBySide
 from engine.cache import DocCache, attend_within, pack, rotate_group
+from engine.refit import References
 
 if TYPE_CHECKING:
     from engine.loader import LoadedModel
@@ -87,6 +88,8 @@ class MeasuringView:
     cache       its entries at positions first to first + n are labelled, in each head those it has
     n_sinks     entries of the first positions that share the softmax without being labelled
     answer_row  where the probe's answer begins; `cis` counts its queries alone
+    noted_rows  [m] int64, the probe's tokens that are noted as references for a refit; the probe
+                itself is what was near (engine.refit)
     """
 
     wants_hidden = True
@@ -99,7 +102,9 @@ class MeasuringView:
         first: int,
         n_sinks: int,
         answer_row: int = 0,
+        noted_rows: Tensor | None = None,
     ) -> None:
+        self.noted_rows, self.noted = noted_rows, list[References]()
         self.cache, self.view = cache, cache.view()
         self.grams, self.labels, self.answer_row = grams, labels, answer_row
         self.first, self.n, self.n_sinks = first, labels.n, min(n_sinks, first)
@@ -112,17 +117,22 @@ class MeasuringView:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Store protocol: as the view answers, measured on the side. One forward only."""
         out = self.view.attend(layer, q, k, v, scale)
-        self._measure(layer, q, k, v, scale)
+        self._measure(layer, q, k, v, out, scale)
         return out
 
-    def _measure(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
+    def _measure(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor, scale: float
+    ) -> None:
         geometry, rotary = self.cache.geometry, self.cache.rotary
         entries = self.view.entries(layer)
         turned_to = entries.start + torch.arange(k.shape[1], device=k.device)
         q_rot = rotate_group(rotary, q, turned_to)
         k_rot = rotary.rotate(k, turned_to)
-        _, lse_self = attend_within(q_rot, k_rot, v, scale, geometry.n_kv_heads)
+        out_self, lse_self = attend_within(q_rot, k_rot, v, scale, geometry.n_kv_heads)
         packed = pack(q_rot, geometry.n_kv_heads)
+        if self.noted_rows is not None:
+            answers = pack(out, geometry.n_kv_heads)
+            self._note(packed * scale, answers, out_self, lse_self, k.shape[1])
         if layer == 0:
             self.labels.n_rows += len(self._log_norm)
         heads = zip(entries.heads(), entries.value_heads(), strict=True)
@@ -137,6 +147,17 @@ class MeasuringView:
             lse = torch.logaddexp(lse, lse_self[one])[0]
             entries_of = (keys[0, rows].float(), values[0, rows].float())
             self._label(layer, head, places, packed[head] * scale, lse, *entries_of)
+
+    def _note(
+        self, queries: Tensor, answers: Tensor, near: Tensor, near_lse: Tensor, n: int
+    ) -> None:
+        """Keep the noted rows of what is packed [n_kv_heads, group * n, ...]."""
+        assert self.noted_rows is not None
+        rows = self.noted_rows.to(queries.device)
+        group = queries.shape[1] // n
+        index = (torch.arange(group, device=rows.device)[:, None] * n + rows).flatten()
+        parts = [x[:, index].float() for x in (queries, answers, near, near_lse)]
+        self.noted.append(References(rows.repeat(group), *parts))
 
     def _rows_of(self, layer: int, head: int) -> tuple[int, slice, Tensor]:
         """A head's sinks, its rows inside the stretch, and which of the stretch's n those are."""
@@ -221,10 +242,15 @@ class _Probes(SideBySide):
 
 @dataclass(frozen=True)
 class Probe:
-    """What is appended to the document; from `answer_row` on it is the answer, for `cis`."""
+    """What is appended to the document.
+
+    answer_row  from there on it is the answer, for `cis`
+    noted_rows  see MeasuringView
+    """
 
     token_ids: Sequence[int]
     answer_row: int = 0
+    noted_rows: Tensor | None = None
 
 
 @torch.inference_mode()
@@ -238,19 +264,24 @@ def measure(
     first: int,
     n_sinks: int,
     max_batch_tokens: int = 512,
-) -> None:
+) -> list[list[References]]:
     """Send probes on fresh views of a frozen cache, a few together, and grow the labels.
 
-    labels  of the entries at positions first to first + n; -inf stays where a head has none
+    labels   of the entries at positions first to first + n; -inf stays where a head has none
+    Returns  per probe and layer what was noted of it; nothing of probes without `noted_rows`
     """
+    noted = []
     for batch in _batches(probes, max_batch_tokens):
         views = [
-            MeasuringView(cache, grams, labels, first, n_sinks, probe.answer_row) for probe in batch
+            MeasuringView(cache, grams, labels, first, n_sinks, probe.answer_row, probe.noted_rows)
+            for probe in batch
         ]
         store = _Probes(views, [len(probe.token_ids) for probe in batch])
         ids = [token for probe in batch for token in probe.token_ids]
         row = torch.as_tensor(ids, dtype=torch.int64, device=model.device)
         decoder_of(model.model)(input_ids=row[None], use_cache=False, store=store)
+        noted += [view.noted for view in views]
+    return noted
 
 
 def _batches(probes: Sequence[Probe], max_tokens: int) -> Iterator[list[Probe]]:

@@ -4,7 +4,8 @@ The first pass keeps FIRST_PASS_FACTOR times the budget, by what a scorer expect
 asked to repeat the document piece by piece, from the kept entries alone; what they give is
 measured (`kvzip_plus`, see heads.labels), and the cache is cut down to its budget by that.
 KVzip (2505.23416) chooses so from a full cache; here memory stays bounded, and so is the choice:
-what the first pass dropped is gone. One piece is held at a time.
+what the first pass dropped is gone. One piece is held at a time. With a refit, some queries of the
+replay are noted, and the values that stay answer them as all entries of the first pass did.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from engine.cache import ReadLayer
 from engine.errors import InvalidSetting, PrefillStopped
 from engine.eviction import RESERVE_TOKENS, EvictionConfig
-from engine.prefill import PrefillConfig
+from engine.prefill import PrefillConfig, stored
 from engine.pruning import pruned
+from engine.refit import OLDER, References, joined, refitted
 from heads.labels import Kind, Labels, Probe, measure, output_grams
 from heads.layout import Layout
 from heads.replay import REPLAY, request_ids
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 
 FIRST_PASS_FACTOR = 2.5  # entries of the first pass over those that stay
 PIECE_TOKENS = 1024
+N_NOTED = 512  # replayed tokens noted for a refit, over the whole document
+_LEAST_NOTED = 4  # of each piece
 _KIND: Kind = "kvzip_plus"
 _LEAST_PIECE = 64  # a reading in smaller pieces would take too long to be worth its name
 
@@ -44,7 +49,8 @@ def first_pass(config: PrefillConfig) -> PrefillConfig:
     budget = config.eviction.budget_tokens
     if budget is None:
         return config
-    return replace(config, eviction=replace(config.eviction, budget_tokens=first_budget(budget)))
+    eviction = replace(config.eviction, budget_tokens=first_budget(budget), refit=False)
+    return replace(config, eviction=eviction)
 
 
 def check_room(window: int, layout: Layout, n_tokens: int, config: PrefillConfig) -> None:
@@ -83,6 +89,8 @@ def read_again(
         for layer in cache.layers
     ]
     grams = output_grams(model)
+    noted: list[list[References]] = []
+    per_piece = max(N_NOTED * piece_tokens // len(ids), _LEAST_NOTED) if config.refit else 0
     first = 0
     while first < len(ids):
         if stop is not None and stop():
@@ -91,13 +99,39 @@ def read_again(
         n = _piece_tokens(_room(cache), len(request), piece_tokens, cache.geometry.window)
         end = min(first + n, len(ids))
         labels = Labels([_KIND], cache.geometry.n_layers, cache.geometry.n_kv_heads, end - first)
-        probe = Probe([*request, *ids[max(first, n_header) : end]])
-        measure(model, cache, grams, [probe], labels, first=first, n_sinks=n_header)
+        piece = ids[max(first, n_header) : end]
+        rows = len(request) + _spread(len(piece), per_piece) if config.refit else None
+        probe = Probe([*request, *piece], noted_rows=rows)
+        noted += measure(model, cache, grams, [probe], labels, first=first, n_sinks=n_header)
         _take_in(scores, cache, labels.finished()[_KIND], first)
         first = end
         if on_progress is not None:
             on_progress(first, len(ids))
-    return pruned(cache, dict(enumerate(scores)), config)
+    small = pruned(cache, dict(enumerate(scores)), config)
+    return _refitted(small, cache, noted) if config.refit else small
+
+
+def _spread(n: int, wanted: int) -> Tensor:
+    """At most `wanted` of n rows, evenly spaced: int64."""
+    m = min(n, wanted)
+    return torch.arange(m) * n // max(m, 1)
+
+
+def _refitted(small: DocCache, large: DocCache, noted: list[list[References]]) -> DocCache:
+    """The chosen entries with values that answer what was noted as the large cache did."""
+    layers = []
+    for number, layer in enumerate(small.layers):
+        references = joined([piece[number] for piece in noted])
+        entries, whole = ReadLayer.of(large, large.layers[number]), large.layers[number]
+        values = []
+        heads = zip(entries.heads(), entries.value_heads(), strict=True)
+        for head, (keys, old) in enumerate(heads):
+            positions = layer.positions[layer.rows(head)]
+            index = torch.searchsorted(whole.positions[whole.rows(head)], positions)
+            places = torch.full_like(index, OLDER)
+            values.append(refitted(references, head, keys[0, index], old[0, index], places))
+        layers.append(replace(layer, values=stored(torch.cat(values), layer.values.dtype)))
+    return replace(small, layers=layers, _readable=[])
 
 
 def _room(cache: DocCache) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -65,6 +65,7 @@ def test_where_nothing_was_evicted_nothing_moves() -> None:
         torch.testing.assert_close(after, v[head], atol=1e-4, rtol=0)
 
 
+@settings(max_examples=25)
 @given(seed=st.integers(0, 1000), n_kept=st.integers(1, N - 1))
 def test_the_kept_entries_answer_more_like_the_whole(seed: int, n_kept: int) -> None:
     found, k, v = references(seed)

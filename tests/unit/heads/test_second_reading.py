@@ -247,3 +247,64 @@ def test_with_everything_kept_there_is_nothing_to_choose() -> None:
     rules = config(budget_tokens=None)
     cache = first_read(model, rules)
     assert first_pass(rules) == rules and again(model, cache, rules) is cache
+
+
+class Heard:
+    """A `Store` that keeps what the first layer answers: its input is the text alone."""
+
+    wants_hidden = False
+
+    def __init__(self, cache: DocCache) -> None:
+        self.view, self.out = cache.view(), torch.empty(0)
+
+    def see_hidden(self, layer: int, hidden: Tensor) -> None:
+        """Store protocol; there is no use for it."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        out = self.view.attend(layer, q, k, v, scale)
+        if layer == 0:
+            self.out = out
+        return out
+
+
+def replayed_answers(model: Any, cache: DocCache) -> Tensor:
+    found = []
+    for first in range(0, N, PIECE):
+        ids = replay_ids(LAYOUT, TEXT, N_HEADER, first, min(first + PIECE, N))
+        heard = Heard(cache)
+        with torch.inference_mode():
+            decoder_of(model.model)(input_ids=torch.tensor([ids]), use_cache=False, store=heard)
+        found.append(heard.out)
+    return torch.cat(found, dim=1)
+
+
+def test_after_a_refit_fewer_entries_answer_a_replay_more_like_the_larger_cache() -> None:
+    model: Any = tiny_model()
+    rules = config()
+    large = first_read(model, rules)
+    plain = again(model, large, rules)
+    moved = again(model, large, config(refit=True))
+    moved.check()
+    for a, b in zip(plain.layers, moved.layers, strict=True):
+        assert torch.equal(a.positions, b.positions) and torch.equal(a.keys, b.keys)
+        assert a.offsets == b.offsets and not torch.equal(a.values, b.values)
+    wanted = replayed_answers(model, large)
+    before, after = (
+        float((replayed_answers(model, cache) - wanted).square().mean()) for cache in (plain, moved)
+    )
+    assert after < 0.8 * before
+
+
+def test_a_refit_in_compact_positions_finds_its_keys() -> None:
+    model: Any = tiny_model()
+    rules = config("compact", refit=True, allocation="uniform")
+    large = first_read(model, rules)
+    # As many stay as there are: what is refitted to its own answers does not move.
+    same = replace(rules.eviction, budget_tokens=int(large.kept_tokens))
+    whole = read_again(model, large, LAYOUT, N_HEADER, same, piece_tokens=PIECE)
+    for a, b in zip(large.layers, whole.layers, strict=True):
+        torch.testing.assert_close(a.values, b.values, atol=1e-4, rtol=0)
+
+
+def test_the_first_pass_leaves_values_alone() -> None:
+    assert not first_pass(config(refit=True)).eviction.refit
