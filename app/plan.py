@@ -174,6 +174,11 @@ def _choosing_bytes(job: Job, chosen_bytes: int) -> int:
     if not job.settings.read_twice:
         return 0
     geometry = job.model.geometry
+    if job.settings.refit:
+        from engine.refit import references_nbytes
+        from heads.second_reading import N_NOTED
+
+        chosen_bytes += references_nbytes(geometry, N_NOTED)
     return chosen_bytes + 4 * geometry.n_layers * geometry.n_q_heads * geometry.head_dim**2
 
 
@@ -192,6 +197,10 @@ def _working_bytes(job: Job, kept: int) -> int:
     )
     parts["overhead"] = 0  # the libraries are loaded already
     parts["readable"] = kept * geometry.kv_bytes_per_token(compute_bytes)
+    if job.settings.refit and not job.settings.read_twice:
+        from engine.refit import N_REFERENCES, references_nbytes
+
+        parts["references"] = references_nbytes(geometry, N_REFERENCES)
     return total(parts)
 
 

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.geometry import ModelGeometry
+
 N_REFERENCES = 128  # tokens of a chunk whose queries are set aside, in every query head
 NEAR_TOKENS = 64
 OLDER = -NEAR_TOKENS
@@ -45,6 +47,11 @@ class References:
     answers: Tensor
     near: Tensor
     near_lse: Tensor
+
+
+def references_nbytes(geometry: ModelGeometry, n_tokens: int) -> int:
+    """Bytes of the references of n_tokens in all layers."""
+    return geometry.n_layers * geometry.n_q_heads * n_tokens * 4 * (3 * geometry.head_dim + 2)
 
 
 def reference_rows(n: int, n_references: int = N_REFERENCES) -> Tensor:

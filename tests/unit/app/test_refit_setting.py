@@ -59,3 +59,13 @@ def test_the_flag_reaches_the_report(book: Path, capsys: pytest.CaptureFixture[s
     for more in ([], ["--refit"]):
         assert main(["ingest", str(book), *flags, *more]) == 0
         assert json.loads(capsys.readouterr().out)["cache"]["refit"] is bool(more)
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_what_it_sets_aside_is_in_the_plan(reader: Reader, book: Path, twice: bool) -> None:
+    rules = replace(REFIT, read_twice=twice)
+    with_it, without = (
+        reader.plan(book, settings=replace(rules, refit=refit)).memory_bytes
+        for refit in (True, False)
+    )
+    assert with_it > without
