@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis  # noqa: F401 - imported at the session's end, CPython 3.11 may fail to parse it
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -2,7 +2,7 @@
 
 No event does any work. A click changes the tab's seat, a timer looks at the worker; both answer
 with the same list of outputs, in which only what changed is sent. Answers are numbered, and every
-tick says which was laid on last: one that overtook another is made good by sending everything.
+event says which was laid on last: where one was lost or overtaken, everything is sent again.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ class Page:
         on(self.question.submit, Seat.ask, [self.question], clears=[self.question])
         on(self.ask.click, Seat.ask, [self.question], clears=[self.question])
         on(self.stop.click, Seat.stop)
-        self._on(self.timer.tick, None, [self.seen])
+        on(self.timer.tick, None)
         self.place.change(
             None, [self.place], None, js=_REMEMBER, queue=False, show_progress="hidden"
         )
@@ -205,17 +205,20 @@ class Page:
     ) -> None:
         """Connect an event to an action of the tab's seat (None: only look)."""
 
+        is_load = action is Seat.load
+
         def run(request: gr.Request, *given: Any) -> Updates:
             seat = self.seats.of(request.session_hash)
             with seat.lock:
-                if action is None:
-                    if given != (str(seat.n_sent),):
-                        seat.shown = None
-                    return self._look(seat)
-                seat.act(action.__get__(seat), *given)
-                if action is Seat.load:
+                seen, given = (0, given) if is_load else (_number(given[0]), given[1:])
+                if seen != seat.n_sent:
                     seat.shown = None
-                updates = self._look(seat)
+                if action is None:
+                    return self._look(seat, seen)
+                seat.act(action.__get__(seat), *given)
+                if is_load:
+                    seat.shown = None
+                updates = self._look(seat, seen)
                 if not seat.note:
                     updates.update(
                         {component: _value(component, None) for component in clears or ()}
@@ -224,7 +227,7 @@ class Page:
 
         event(
             run,
-            inputs or [],
+            inputs or [] if is_load else [self.seen, *(inputs or [])],
             self.watched,
             js=js,
             queue=False,
@@ -233,16 +236,26 @@ class Page:
             trigger_mode="once" if action is None else "multiple",
         )
 
-    def _look(self, seat: Seat) -> Updates:
-        """Updates for what differs from the picture that was sent last, numbered."""
+    def _look(self, seat: Seat, seen: int) -> Updates:
+        """Updates for what differs from the picture that was sent last, numbered.
+
+        seen  the number of the answer that the tab laid on last
+        """
         new, old = seat.look(), seat.shown
-        seat.shown = new
         if old == new:
             return {self.timer: gr.skip()}
         updates: Updates = {}
         for fields, make in self._mapping():
             if old is None or any(getattr(old, f) != getattr(new, f) for f in fields):
                 updates.update(make(new))
+        # Pages that arrived are not sent again: somebody may be typing others over them.
+        number, pages = seat.pages_sent
+        if pages == (new.place, new.pages, new.page_word) and seen >= number:
+            for field in (self.first, self.last):
+                updates.pop(field, None)
+        elif self.first in updates:
+            seat.pages_sent = seat.n_sent + 1, (new.place, new.pages, new.page_word)
+        seat.shown = new
         seat.n_sent += 1
         updates[self.seen] = str(seat.n_sent)
         return updates
@@ -316,6 +329,11 @@ class Page:
             self.first: gr.Textbox(str(first), label=f"From {word}"),
             self.last: gr.Textbox(str(last), label=f"To {word}"),
         }
+
+
+def _number(seen: str | None) -> int:
+    """The number in the hidden field; 0 before the first answer."""
+    return int(seen) if seen and seen.isdecimal() else 0
 
 
 def _value(component: Any, value: Any) -> Any:

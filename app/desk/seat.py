@@ -38,6 +38,7 @@ class Seat:
         self.lock = threading.RLock()
         self.shown: Picture | None = None
         self.n_sent = 0
+        self.pages_sent: tuple[int, object] = (0, None)  # in which answer, and what for
 
     def look(self) -> Picture:
         """The picture as things stand; follows a reading that has ended to its session."""

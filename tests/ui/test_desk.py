@@ -189,7 +189,7 @@ def test_an_answer_that_comes_late_does_not_leave_an_old_picture(tab: Tab, pdf: 
 
     def hold_first(route: Route) -> None:
         data = json.loads(route.request.post_data or "{}")
-        if not held and len(data["data"]) == 2:  # the two pages of `read`; a tick sends one
+        if not held and len(data["data"]) == 3:  # what was seen, and the two pages of `read`
             held.append((route, route.fetch()))
         else:
             route.continue_()
