@@ -39,9 +39,10 @@ def identity_of(
         profile = json.dumps(eviction["profile"])
         eviction["profile"] = hashlib.sha256(profile.encode()).hexdigest()
     if eviction.pop("refit"):
-        from engine.refit import N_REFERENCES, NEAR_TOKENS, RIDGE
+        from engine.refit import REFIT_KEY
+        from heads import second_reading
 
-        eviction["refit"] = [N_REFERENCES, NEAR_TOKENS, RIDGE]
+        eviction["refit"] = second_reading.REFIT_KEY if read_twice else REFIT_KEY
     identity = {
         "document": sha256,
         "pages": list(pages),

@@ -83,6 +83,8 @@ def prefill(
     see_whole      gets the cache after each chunk, frozen, before anything of it is evicted
     Raises         InvalidSetting if the document or the resumed state cannot be read this way
     """
+    if see_whole is not None and config.eviction.refit:
+        raise InvalidSetting("A reading whose whole chunks are looked at does not refit values.")
     ids = torch.as_tensor(token_ids, dtype=torch.int64)
     cache = _start(model, ids, config, scorer, resume)
     ceiling = _ceiling(cache, config)
@@ -301,12 +303,15 @@ class ChunkStore:
             if values is not None:
                 kept.values = stored(values, kept.values.dtype)
             self.cache.layers[number] = kept
+            if self._references:
+                self._references[number] = (None, torch.empty(0))
             self._new[number] = (torch.empty(0), torch.empty(0))  # free the chunk as we go
 
     def _refitted(self, number: int, chosen: list[Tensor]) -> Tensor | None:
         """The values of a layer's kept entries after the refit: [sum_len, head_dim] fp32."""
         references, positions = self._references[number]
-        if references is None:
+        n_all = self.cache.layers[number].offsets[-1] + len(chosen) * len(self.positions)
+        if references is None or sum(map(len, chosen)) == n_all:
             return None
         layer, (new_k, new_v) = self.cache.layers[number], self._new[number]
         entries = ReadLayer.of(self.cache, layer)

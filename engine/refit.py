@@ -6,9 +6,13 @@ alone answer those queries as the whole cache did:
 
     V' = V + argmin_D |A (V + D) - T|^2 + ridge |D|^2
 
-A is the softmax of the references over the kept entries, T what the whole cache answered. Keys,
-positions and the number of entries stay. After Attention Matching (2602.16284), which refits with
-the whole document in memory; here a chunk at a time, from queries that were there anyway.
+A is the softmax of the references over the kept entries, T what the whole cache answered. Keys and
+the number of entries stay. After Attention Matching (2602.16284), which refits with the whole
+document in memory; here a chunk at a time, from queries that were there anyway. Where positions are
+compact, keys are taken where they stood while the chunk was read; afterwards slots close up.
+
+Fewer references are believed less: the ridge grows as they fall below N_REFERENCES. And no value
+moves further than the largest of its head reaches, as those would that hardly any query attends to.
 
 What lies just before a query explains most of its attention and says nothing of questions that come
 after the document. So the newest NEAR_TOKENS before each reference are on neither side's account:
@@ -29,12 +33,14 @@ N_REFERENCES = 128  # tokens of a chunk whose queries are set aside, in every qu
 NEAR_TOKENS = 64
 OLDER = -NEAR_TOKENS
 RIDGE = 1.0  # times the mean square of a column of A
+REFIT_KEY = [N_REFERENCES, NEAR_TOKENS, RIDGE]  # what a reading with a refit depends on
 
 
 @dataclass(frozen=True)
 class References:
     """Some queries of one layer and chunk, and what they were answered.
 
+    n_tokens  tokens whose queries these are
     rows      [m] int64, each reference's place in the chunk; the query group repeats them
     queries   [n_kv_heads, m, head_dim] fp32, rotated and scaled
     answers   [n_kv_heads, m, head_dim] fp32, the whole attention's output
@@ -42,6 +48,7 @@ class References:
     near_lse  [n_kv_heads, m] fp32, their log-sum-exp
     """
 
+    n_tokens: int
     rows: Tensor
     queries: Tensor
     answers: Tensor
@@ -85,6 +92,7 @@ def set_aside(
     weights = (logits - lse[..., None]).exp()
     near_out = torch.einsum("hgmw,hmwd->hgmd", weights, v[:, near].float())
     return References(
+        len(rows),
         rows.repeat(group),
         queries,
         _grouped(out, rows, n_kv_heads),
@@ -114,12 +122,16 @@ def refitted(
     lse = torch.logaddexp(logits.logsumexp(-1), near_lse)
     a = (logits - lse[:, None]).exp()
     wanted = references.answers[head] - (near_lse - lse).exp()[:, None] * references.near[head]
-    return values + _ridge(a, wanted - a @ values)
+    strength = RIDGE * max(N_REFERENCES / references.n_tokens, 1.0)
+    moved = _ridge(a, wanted - a @ values, strength)
+    reach, furthest = values.abs().amax(), moved.abs().amax()
+    return values + moved * (reach / furthest.clamp(min=1e-12)).clamp(max=1.0)
 
 
 def joined(parts: Sequence[References]) -> References:
     """References of one layer from several stretches of text as one."""
     return References(
+        sum(p.n_tokens for p in parts),
         torch.cat([p.rows for p in parts]),
         *(
             torch.cat([getattr(p, name) for p in parts], dim=1)
@@ -128,10 +140,13 @@ def joined(parts: Sequence[References]) -> References:
     )
 
 
-def _ridge(a: Tensor, missing: Tensor) -> Tensor:
-    """argmin_D |a D - missing|^2 + ridge |D|^2 for a [m, n], by whichever side is smaller."""
+def _ridge(a: Tensor, missing: Tensor, strength: float) -> Tensor:
+    """argmin_D |a D - missing|^2 + ridge |D|^2 for a [m, n], by whichever side is smaller.
+
+    strength  of the ridge, in mean squares of a column
+    """
     m, n = a.shape
-    ridge = RIDGE * a.square().sum() / n
+    ridge = strength * a.square().sum() / n
     if n <= m:
         gram = a.T @ a
         gram.diagonal().add_(ridge.clamp(min=1e-9))

@@ -23,9 +23,10 @@ from engine.errors import InvalidSetting, ScorerUnavailable
 from engine.eviction import RESERVE_TOKENS, Allocation, EvictionConfig
 from engine.prefill import PrefillConfig, prefill
 from engine.pruning import pruned
-from engine.refit import N_REFERENCES, NEAR_TOKENS, RIDGE
+from engine.refit import REFIT_KEY
 from engine.scorers.several import SeveralScorers
 from engine.scoring import Scorer
+from heads import second_reading
 from heads.layout import Layout
 from heads.metrics import answer_recall, token_f1
 from heads.oracles import ORACLES, Asked
@@ -305,10 +306,11 @@ class _Reading:
 def _settings_key(settings: EvalSettings) -> dict[str, Any]:
     """Settings as the log knows them; no word of a second reading or a refit that was not."""
     values = asdict(settings)
-    if values.pop("read_twice"):
+    twice = values.pop("read_twice")
+    if twice:
         values["second_reading"] = [FIRST_PASS_FACTOR, PIECE_TOKENS]
     if values.pop("refit"):
-        values["refit"] = [N_REFERENCES, NEAR_TOKENS, RIDGE]
+        values["refit"] = second_reading.REFIT_KEY if twice else REFIT_KEY
     return values
 
 

@@ -157,7 +157,7 @@ class MeasuringView:
         group = queries.shape[1] // n
         index = (torch.arange(group, device=rows.device)[:, None] * n + rows).flatten()
         parts = [x[:, index].float() for x in (queries, answers, near, near_lse)]
-        self.noted.append(References(rows.repeat(group), *parts))
+        self.noted.append(References(len(rows), rows.repeat(group), *parts))
 
     def _rows_of(self, layer: int, head: int) -> tuple[int, slice, Tensor]:
         """A head's sinks, its rows inside the stretch, and which of the stretch's n those are."""

@@ -22,7 +22,7 @@ from engine.errors import InvalidSetting, PrefillStopped
 from engine.eviction import RESERVE_TOKENS, EvictionConfig
 from engine.prefill import PrefillConfig, stored
 from engine.pruning import pruned
-from engine.refit import OLDER, References, joined, refitted
+from engine.refit import OLDER, RIDGE, References, joined, refitted
 from heads.labels import Kind, Labels, Probe, measure, output_grams
 from heads.layout import Layout
 from heads.replay import REPLAY, request_ids
@@ -35,6 +35,7 @@ FIRST_PASS_FACTOR = 2.5  # entries of the first pass over those that stay
 PIECE_TOKENS = 1024
 N_NOTED = 512  # replayed tokens noted for a refit, over the whole document
 _LEAST_NOTED = 4  # of each piece
+REFIT_KEY = ["replay", N_NOTED, _LEAST_NOTED, RIDGE]  # what a second reading's refit depends on
 _KIND: Kind = "kvzip_plus"
 _LEAST_PIECE = 64  # a reading in smaller pieces would take too long to be worth its name
 

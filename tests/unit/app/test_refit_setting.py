@@ -45,13 +45,15 @@ def test_a_reading_without_it_has_no_word_of_it_in_its_name() -> None:
         def digest(self) -> str:
             return "s"
 
-    def eviction(refit: bool) -> dict[str, Any]:
+    def eviction(refit: bool, twice: bool = False) -> dict[str, Any]:
         config = PrefillConfig(eviction=EvictionConfig(100, refit=refit))
         scorer: Any = Digested()
-        found: dict[str, Any] = identity_of("d", (1, 2), model, config, scorer, "p")["eviction"]
-        return found
+        found = identity_of("d", (1, 2), model, config, scorer, "p", twice)
+        named: dict[str, Any] = found["eviction"]
+        return named
 
-    assert "refit" not in eviction(False) and len(eviction(True)["refit"]) == 3
+    assert "refit" not in eviction(False) and "refit" not in eviction(False, True)
+    assert eviction(True)["refit"] != eviction(True, True)["refit"]
 
 
 def test_the_flag_reaches_the_report(book: Path, capsys: pytest.CaptureFixture[str]) -> None:

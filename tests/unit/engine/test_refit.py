@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine.cache import DocCache
+from engine.errors import InvalidSetting
 from engine.eviction import EvictionConfig
 from engine.prefill import PrefillConfig, prefill
 from engine.refit import NEAR_TOKENS, References, reference_rows, refitted, set_aside
@@ -86,6 +87,31 @@ def test_entries_that_no_reference_sees_stay_as_they_are() -> None:
     unseen = places > int(found.rows.max()) - NEAR_TOKENS
     torch.testing.assert_close(after[unseen], v[0, places][unseen], atol=1e-6, rtol=0)
     assert not torch.allclose(after[~unseen], v[0, places][~unseen], atol=1e-3)
+
+
+def test_no_value_goes_far_however_little_its_key_is_attended_to() -> None:
+    found, k, v = references()
+    places = torch.arange(4)
+    keys = k[0, places] - 3 * found.queries[0].mean(0)  # hardly any reference looks at them
+    after = refitted(found, 0, keys, v[0, places], places)
+    assert float((after - v[0, places]).abs().max()) <= float(v[0, places].abs().max()) * 1.0001
+
+
+def test_few_references_are_believed_less() -> None:
+    found, k, v = references()
+    places = torch.arange(0, N, 8)
+    moves = [
+        (refitted(replace(found, n_tokens=n), 0, k[0, places], v[0, places], places) - v[0, places])
+        for n in (128, 8, 1)
+    ]
+    assert moves[0].norm() > moves[1].norm() > moves[2].norm() > 0
+
+
+def test_a_reading_that_is_looked_at_whole_is_not_refitted_in_silence() -> None:
+    model: Any = tiny_model()
+    config = PrefillConfig(128, replace(RULES, refit=True))
+    with pytest.raises(InvalidSetting, match="does not refit"):
+        prefill(model, tokens(300), config, RandomScorer(0), see_whole=lambda cache: None)
 
 
 def read(rules: EvictionConfig, chunk_tokens: int = 128) -> DocCache:
