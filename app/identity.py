@@ -28,9 +28,8 @@ def identity_of(
     """Everything that shapes a cache, as plain JSON values.
 
     The model's fingerprint names the format of its weights too: a document read in bf16 and in nf4
-    makes two sessions. A reading without a second one, or
-    without a refit, has no field of it, so that sessions from before there was such a choice keep
-    their names.
+    makes two sessions. A reading without a second one, or without a refit, has no field of it, so
+    that sessions from before there was such a choice keep their names.
     """
     from dataclasses import asdict
 

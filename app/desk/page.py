@@ -216,8 +216,6 @@ class Page:
                 if action is None:
                     return self._look(seat, seen)
                 seat.act(action.__get__(seat), *given)
-                if is_load:
-                    seat.shown = None
                 updates = self._look(seat, seen)
                 if not seat.note:
                     updates.update(

@@ -133,6 +133,7 @@ def test_a_new_tab_finds_the_running_reading(
     until(lambda: tokens_done(other) > 0, "progress in the other tab")
     running.worker.pace = 0.5
     other.page.wait_for_selector(CHAT)
+    assert sum(job.kind == "ingest" for job in running.worker.jobs()) == 1
     other.check()
 
 
