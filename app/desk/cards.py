@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from typing import Any
 
-from app.desk.words import count, duration, page_name, size
+from app.desk.words import count, duration, size, stretch
 from app.records import JobView, SessionRecord
 
 NOT_RUNNING = {
@@ -133,13 +133,7 @@ def reading_strip(job: JobView, title: str) -> str:
 
 def session_heading(record: SessionRecord) -> str:
     """Title of an open session, and what is remembered of it."""
-    name = record.page_kind
-    if (record.first_page, record.last_page) == (1, record.n_pages):
-        pages = count(record.n_pages, name)
-    else:
-        last = page_name(record.last_page, "", name)
-        pages = f"{name}s {record.first_page} to {last.removeprefix('p. ')}"
-    parts = [pages, count(record.n_tokens, "token")]
+    parts = [stretch(record), count(record.n_tokens, "token")]
     if record.state == "ready":
         parts += [f"{record.kept_fraction:.0%} kept", f"{size(record.nbytes)} in memory"]
     parts.append(record.model)

@@ -55,15 +55,19 @@ def shorten(text: str, n_chars: int) -> str:
     return line if len(line) <= n_chars else line[: n_chars - 1].rstrip() + "\u2026"
 
 
+def stretch(record: SessionRecord) -> str:
+    """What was read of a document: `212 pages`, `pages 10-20` with a dash, or `page 7`."""
+    if (record.first_page, record.last_page) == (1, record.n_pages):
+        return count(record.n_pages, record.page_kind)
+    if record.first_page == record.last_page:
+        return f"{record.page_kind} {record.first_page}"
+    return f"{record.page_kind}s {record.first_page}\u2013{record.last_page}"
+
+
 def session_line(record: SessionRecord, *, being_read: bool = False) -> str:
     """Two lines for the list: the title, and how much there is."""
     title = shorten(record.title or record.file_name or "Untitled", 27)
-    whole = record.first_page == 1 and record.last_page == record.n_pages
-    pages = (
-        count(record.n_pages, record.page_kind)
-        if whole
-        else f"{record.page_kind}s {record.first_page}\u2013{record.last_page}"
-    )
+    pages = stretch(record)
     if being_read:
         return f"{title}\n{pages} \u00b7 being read"
     if record.state == "reading":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import stat
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -66,6 +68,15 @@ def test_words_for_numbers() -> None:
     for first, last in (("5", "2"), ("a", "2"), ("0", "1"), ("", "3")):
         with pytest.raises(ValueError, match=r"page|range"):
             words.page_range(first, last)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "said"),
+    [(1, 212, "212 pages"), (10, 20, "pages 10\u201320"), (7, 7, "page 7"), (1, 1, "page 1")],
+)
+def test_what_was_read_of_a_document_is_said(first: int, last: int, said: str) -> None:
+    record: Any = SimpleNamespace(first_page=first, last_page=last, n_pages=212, page_kind="page")
+    assert words.stretch(record) == said
 
 
 def test_one_desk_per_data_directory(tmp_path: Path) -> None:
