@@ -23,7 +23,10 @@ class Question:
 
 @dataclass(frozen=True)
 class QuestionedDocument:
-    """A text and what is asked of it. name: where it stands, for messages."""
+    """A text and what is asked of it.
+
+    name  what it is called in its source; read from a file, where it stands there, for messages
+    """
 
     name: str
     text: str

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from heads.question_set import QuestionedDocument
 from heads.questions import (
     covidqa,
     fairytaleqa,
@@ -17,7 +18,7 @@ from heads.questions import (
     synthetic,
     xquad,
 )
-from heads.questions.documents import QuestionDocument, choose, read_text
+from heads.questions.documents import choose, read_text
 from heads.questions.errors import BadRequest, SourceMissing, UnknownPart, UnknownSet
 
 
@@ -53,7 +54,7 @@ class Request:
 class QuestionSet:
     """How one set is built, and which settings mean something to it."""
 
-    build: Callable[[Request], list[QuestionDocument]]
+    build: Callable[[Request], list[QuestionedDocument]]
     parts: Sequence[str] = ()
     takes_tokens: bool = False
     takes_exclude: bool = False
@@ -92,7 +93,7 @@ SETS: dict[str, QuestionSet] = {
 }
 
 
-def build_set(name: str, request: Request) -> list[QuestionDocument]:
+def build_set(name: str, request: Request) -> list[QuestionedDocument]:
     """The documents of a set that meet the request. Deterministic.
 
     Raises UnknownSet, UnknownPart, SourceMissing, SourceMalformed, BadRequest, NothingLeft; a

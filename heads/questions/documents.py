@@ -1,4 +1,4 @@
-"""A document with its questions, and the one JSON-lines format of all sets.
+"""What builders share: reading sources, choosing documents, writing the one format of all sets.
 
 One line is {"id": str, "context": str, "questions": [{"question": str, "answers": [str, ...]}]}.
 The answers of a question are alternatives; where all of several things are asked for, they stand
@@ -12,10 +12,11 @@ import os
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from heads.question_set import Question, QuestionedDocument
 from heads.questions.errors import (
     BadRequest,
     NothingLeft,
@@ -30,36 +31,18 @@ Count = Callable[[str], int]
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
-class Question:
-    """A question and its accepted answers, the reference one first."""
-
-    question: str
-    answers: tuple[str, ...]
+def approx_tokens(document: QuestionedDocument) -> int:
+    """Characters / 4: good enough to choose documents by length."""
+    return len(document.text) // CHARS_PER_TOKEN
 
 
-@dataclass(frozen=True)
-class QuestionDocument:
-    """One text and what is asked about it."""
-
-    id: str
-    context: str
-    questions: tuple[Question, ...]
-
-    @property
-    def approx_tokens(self) -> int:
-        """Characters / 4: good enough to choose documents by length."""
-        return len(self.context) // CHARS_PER_TOKEN
-
-    def to_json(self) -> dict[str, Any]:
-        """The document as one line of a set."""
-        return {
-            "id": self.id,
-            "context": self.context,
-            "questions": [
-                {"question": q.question, "answers": list(q.answers)} for q in self.questions
-            ],
-        }
+def as_json(document: QuestionedDocument) -> dict[str, Any]:
+    """The document as one line of a set."""
+    return {
+        "id": document.name,
+        "context": document.text,
+        "questions": [{"question": q.text, "answers": list(q.answers)} for q in document.questions],
+    }
 
 
 def estimate_tokens(text: str) -> int:
@@ -94,34 +77,34 @@ def make_questions(pairs: Iterable[tuple[str, Iterable[str]]]) -> tuple[Question
     return tuple(Question(question, tuple(answers)) for question, answers in answers_of.items())
 
 
-def merge_same_context(documents: Iterable[QuestionDocument]) -> list[QuestionDocument]:
+def merge_same_context(documents: Iterable[QuestionedDocument]) -> list[QuestionedDocument]:
     """One document per text; texts that differ in case, spaces or punctuation alone are one.
 
     Documents without a question or a text go.
     """
-    merged: dict[str, QuestionDocument] = {}
+    merged: dict[str, QuestionedDocument] = {}
     for document in documents:
-        key = " ".join(words_of(document.context))
+        key = " ".join(words_of(document.text))
         if not key or not document.questions:
             continue
         first = merged.get(key)
         if first is None:
             merged[key] = document
         else:
-            both = [(q.question, q.answers) for q in (*first.questions, *document.questions)]
+            both = [(q.text, q.answers) for q in (*first.questions, *document.questions)]
             merged[key] = replace(first, questions=make_questions(both))
     return list(merged.values())
 
 
 def choose(
-    documents: Sequence[QuestionDocument],
+    documents: Sequence[QuestionedDocument],
     *,
     n_documents: int | None = None,
     min_tokens: int | None = None,
     max_tokens: int | None = None,
     per_document: int | None = None,
     seed: int = 0,
-) -> list[QuestionDocument]:
+) -> list[QuestionedDocument]:
     """Documents of the lengths asked for, then a seeded sample of them and of their questions.
 
     min_tokens, max_tokens  in characters / 4, both included
@@ -134,7 +117,7 @@ def choose(
     low, high = min_tokens or 0, float("inf") if max_tokens is None else max_tokens
     if low > high:
         raise BadRequest(f"min-tokens {low} is above max-tokens {high}.")
-    fitting = [document for document in documents if low <= document.approx_tokens <= high]
+    fitting = [document for document in documents if low <= approx_tokens(document) <= high]
     if not fitting:
         raise NothingLeft(
             f"None of {len(documents)} documents has {low} to {high} tokens.",
@@ -145,20 +128,20 @@ def choose(
         replace(
             document,
             questions=tuple(
-                _sample(document.questions, per_document, f"questions:{seed}:{document.id}")
+                _sample(document.questions, per_document, f"questions:{seed}:{document.name}")
             ),
         )
         for document in chosen
     ]
 
 
-def write_set(documents: Iterable[QuestionDocument], path: Path) -> None:
+def write_set(documents: Iterable[QuestionedDocument], path: Path) -> None:
     """Write a set, whole or not at all; raises OutputUnwritable."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with aside.open("w", encoding="utf-8", newline="\n") as file:
             for document in documents:
-                file.write(json.dumps(document.to_json(), ensure_ascii=False) + "\n")
+                file.write(json.dumps(as_json(document), ensure_ascii=False) + "\n")
         aside.replace(path)
     except OSError as error:
         aside.unlink(missing_ok=True)

@@ -6,8 +6,8 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+from heads.question_set import QuestionedDocument
 from heads.questions.documents import (
-    QuestionDocument,
     check_folder,
     check_part,
     make_questions,
@@ -21,7 +21,7 @@ _STORY = "-story.csv"
 _ANSWERS = tuple(f"answer{number}" for number in range(1, 7))
 
 
-def build(folder: Path, part: str | None = None) -> list[QuestionDocument]:
+def build(folder: Path, part: str | None = None) -> list[QuestionedDocument]:
     """The tales of a part, in the order of their names.
 
     folder  with section-stories/PART/NAME-story.csv and questions/PART/NAME-questions.csv
@@ -35,12 +35,12 @@ def build(folder: Path, part: str | None = None) -> list[QuestionDocument]:
     )
 
 
-def _tale(folder: Path, part: str, name: str) -> QuestionDocument:
+def _tale(folder: Path, part: str, name: str) -> QuestionedDocument:
     sections = _rows(folder / "section-stories" / part / f"{name}{_STORY}", ("text",))
     questions = _rows(folder / "questions" / part / f"{name}-questions.csv", ("question",))
-    return QuestionDocument(
-        id=f"fairytaleqa-{part}-{name}",
-        context="\n\n".join(row["text"].strip() for row in sections if row["text"].strip()),
+    return QuestionedDocument(
+        name=f"fairytaleqa-{part}-{name}",
+        text="\n\n".join(row["text"].strip() for row in sections if row["text"].strip()),
         questions=make_questions(
             (row["question"], [row.get(column) or "" for column in _ANSWERS]) for row in questions
         ),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from heads.question_set import QuestionedDocument
 from heads.questions.documents import (
-    QuestionDocument,
     check_folder,
     check_part,
     make_questions,
@@ -29,7 +29,7 @@ TASKS = (
 )
 
 
-def build(folder: Path, part: str | None = None) -> list[QuestionDocument]:
+def build(folder: Path, part: str | None = None) -> list[QuestionedDocument]:
     """The documents of a task; questions of rows with the same `input` come together.
 
     In gsm100 all rows share one input (worked examples), so it is one document.
@@ -52,7 +52,7 @@ def task_file(folder: Path, task: str) -> Path:
     )
 
 
-def _rows(path: Path, task: str) -> Iterator[QuestionDocument]:
+def _rows(path: Path, task: str) -> Iterator[QuestionedDocument]:
     for number, row in enumerate(read_json_lines(path), 1):
         try:
             context, asked, answers = row["input"], row["instructions"], row["outputs"]
@@ -61,8 +61,8 @@ def _rows(path: Path, task: str) -> Iterator[QuestionDocument]:
             raise SourceMalformed(
                 f"Row {number} of {path} lacks an input, instructions or outputs to match."
             ) from error
-        yield QuestionDocument(
-            id=f"leval-{task}-{number:03d}",
-            context=context.strip(),
+        yield QuestionedDocument(
+            name=f"leval-{task}-{number:03d}",
+            text=context.strip(),
             questions=make_questions((question, [answer]) for question, answer in pairs),
         )

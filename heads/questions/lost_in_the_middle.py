@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+from heads.question_set import QuestionedDocument
 from heads.questions.documents import (
-    QuestionDocument,
     make_questions,
     merge_same_context,
     read_json_lines,
@@ -18,7 +18,7 @@ from heads.questions.errors import BadRequest, SourceMalformed
 KEYS_ASKED = 5
 
 
-def build(path: Path, per_document: int | None = None, seed: int = 0) -> list[QuestionDocument]:
+def build(path: Path, per_document: int | None = None, seed: int = 0) -> list[QuestionedDocument]:
     """Each row's records as one JSON object, asked for seeded keys of it.
 
     per_document  keys asked for, KEYS_ASKED if None; one from each equal stretch of the records,
@@ -33,14 +33,14 @@ def build(path: Path, per_document: int | None = None, seed: int = 0) -> list[Qu
 
 def records_document(
     name: str, records: list[tuple[str, str]], n_keys: int, draw: random.Random
-) -> QuestionDocument:
+) -> QuestionedDocument:
     """Records as a JSON object with one pair a line, and questions for keys from all its depths."""
     lines = ",\n ".join(f'"{key}": "{value}"' for key, value in records)
     asked = [records[i] for i in spread(len(records), n_keys, draw)]
     draw.shuffle(asked)  # who takes the first question only must not always get a shallow one
-    return QuestionDocument(
-        id=name,
-        context=f"JSON data:\n{{{lines}}}",
+    return QuestionedDocument(
+        name=name,
+        text=f"JSON data:\n{{{lines}}}",
         questions=make_questions(
             (f'What is the value of the key "{key}" in the JSON data?', [value])
             for key, value in asked
@@ -56,7 +56,7 @@ def spread(n_items: int, n: int, draw: random.Random) -> list[int]:
     return [draw.randrange(low, high) for low, high in pairwise(bounds)]
 
 
-def _documents(path: Path, n_keys: int, seed: int) -> Iterator[QuestionDocument]:
+def _documents(path: Path, n_keys: int, seed: int) -> Iterator[QuestionedDocument]:
     for number, row in enumerate(read_json_lines(path), 1):
         try:
             records = [(str(key), str(value)) for key, value in row["ordered_kv_records"]]

@@ -6,9 +6,9 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from heads.question_set import QuestionedDocument
 from heads.questions.documents import (
     Count,
-    QuestionDocument,
     estimate_tokens,
     make_questions,
     read_json_lines,
@@ -35,7 +35,7 @@ def build(
     per_document: int | None = None,
     seed: int = 0,
     count: Count = estimate_tokens,
-) -> list[QuestionDocument]:
+) -> list[QuestionedDocument]:
     """Documents of numbered passages; each asks about `per_document` of them, none asked twice.
 
     tokens       length of a document; passages are added while they fit
@@ -59,7 +59,7 @@ def build(
 
 def _document(
     rows: list[_Row], first: int, n_asked: int, tokens: int, count: Count, name: str
-) -> QuestionDocument:
+) -> QuestionedDocument:
     draw = random.Random(name)
     asked = rows[first : first + n_asked]
     others = rows[:first] + rows[first + n_asked :]
@@ -77,9 +77,9 @@ def _document(
             chosen.append(row)
             room -= size
     draw.shuffle(chosen)
-    return QuestionDocument(
-        id=name,
-        context="\n\n".join(_passage(i, row) for i, row in enumerate(chosen, 1)),
+    return QuestionedDocument(
+        name=name,
+        text="\n\n".join(_passage(i, row) for i, row in enumerate(chosen, 1)),
         questions=make_questions((f"{row.question}?", row.answers) for row in asked),
     )
 

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from heads.question_set import QuestionedDocument
 from heads.questions import leval
 from heads.questions.documents import (
-    QuestionDocument,
     check_folder,
     check_part,
     make_questions,
@@ -39,7 +39,7 @@ SAME_TEXT_SHARE = 0.1
 
 def build(
     folder: Path, part: str | None = None, leval_folder: Path | None = None
-) -> list[QuestionDocument]:
+) -> list[QuestionedDocument]:
     """The meetings of one side of our split.
 
     folder        with DOMAIN/train/ID.json
@@ -55,7 +55,7 @@ def build(
     return [
         meeting
         for meeting in meetings
-        if is_held(meeting.context) == (part == "held") and not occurs_in(meeting.context, known)
+        if is_held(meeting.text) == (part == "held") and not occurs_in(meeting.text, known)
     ]
 
 
@@ -91,7 +91,7 @@ def occurs_in(text: str, known: Sequence[set[int]]) -> bool:
     )
 
 
-def _meeting(path: Path) -> QuestionDocument:
+def _meeting(path: Path) -> QuestionedDocument:
     value = read_json(path)
     try:
         lines = [
@@ -105,8 +105,8 @@ def _meeting(path: Path) -> QuestionDocument:
         questions = make_questions((query["query"], [query["answer"]]) for query in queries)
     except (KeyError, TypeError, AttributeError) as error:
         raise SourceMalformed(f"{path} is not a meeting of QMSum: {error!r}.") from error
-    return QuestionDocument(
-        id=f"qmsum-{path.parent.parent.name}-{path.stem}",
-        context="\n".join(lines),
+    return QuestionedDocument(
+        name=f"qmsum-{path.parent.parent.name}-{path.stem}",
+        text="\n".join(lines),
         questions=questions,
     )

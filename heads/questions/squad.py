@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from heads.questions.documents import QuestionDocument, make_questions, read_json
+from heads.question_set import QuestionedDocument
+from heads.questions.documents import make_questions, read_json
 from heads.questions.errors import SourceMalformed
 
 
-def articles(path: Path, name: str) -> list[list[QuestionDocument]]:
+def articles(path: Path, name: str) -> list[list[QuestionedDocument]]:
     """The paragraphs of each article; questions marked as impossible have no answer and go.
 
     Raises SourceMissing, SourceMalformed
@@ -17,9 +18,9 @@ def articles(path: Path, name: str) -> list[list[QuestionDocument]]:
     try:
         return [
             [
-                QuestionDocument(
-                    id=f"{name}-{a:03d}-{p:03d}",
-                    context=paragraph["context"].strip(),
+                QuestionedDocument(
+                    name=f"{name}-{a:03d}-{p:03d}",
+                    text=paragraph["context"].strip(),
                     questions=make_questions(
                         (qa["question"], [answer["text"] for answer in qa["answers"]])
                         for qa in paragraph["qas"]

@@ -11,9 +11,9 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from heads.question_set import QuestionedDocument
 from heads.questions.documents import (
     Count,
-    QuestionDocument,
     check_part,
     estimate_tokens,
     make_questions,
@@ -171,7 +171,7 @@ def build(
     seed: int = 0,
     book: str | None = None,
     count: Count = estimate_tokens,
-) -> list[QuestionDocument]:
+) -> list[QuestionedDocument]:
     """Documents of one task.
 
     task          one of TASKS, the first if None
@@ -201,23 +201,23 @@ def build(
     return made
 
 
-def _pairs(frame: _Frame) -> QuestionDocument:
+def _pairs(frame: _Frame) -> QuestionedDocument:
     """Key-value retrieval: a JSON object of random UUIDs, asked at every depth."""
     records: list[tuple[str, str]] = []
     n_asked = frame.n_asked or 5
 
-    def document(n: int) -> QuestionDocument:
+    def document(n: int) -> QuestionedDocument:
         while len(records) < n:
             records.append((_uuid(frame.draw), _uuid(frame.draw)))
         return records_document(frame.name, records[:n], n_asked, random.Random(frame.name))
 
-    n_records = largest(lambda n: frame.count(document(n).context) <= frame.tokens)
+    n_records = largest(lambda n: frame.count(document(n).text) <= frame.tokens)
     if n_records < n_asked:
         raise BadRequest(f"{n_asked} questions per document, but only {n_records} pairs fit.")
     return document(n_records)
 
 
-def _passkey(frame: _Frame) -> QuestionDocument:
+def _passkey(frame: _Frame) -> QuestionedDocument:
     """A number to remember (arXiv 2305.16300)."""
     key = _number(frame.draw, 5)
     fact = f"The pass key is {key}. Remember it. {key} is the pass key."
@@ -226,7 +226,7 @@ def _passkey(frame: _Frame) -> QuestionDocument:
     )
 
 
-def _single(frame: _Frame) -> QuestionDocument:
+def _single(frame: _Frame) -> QuestionedDocument:
     """One needle."""
     (name,) = _names(frame.draw, 1)
     value = _number(frame.draw, 7)
@@ -235,7 +235,7 @@ def _single(frame: _Frame) -> QuestionDocument:
     )
 
 
-def _multikey(frame: _Frame) -> QuestionDocument:
+def _multikey(frame: _Frame) -> QuestionedDocument:
     """Several needles with keys of their own; some are asked for, the others mislead."""
     n_asked = frame.n_asked or 4
     names = _names(frame.draw, max(N_NEEDLES, n_asked))
@@ -248,7 +248,7 @@ def _multikey(frame: _Frame) -> QuestionDocument:
     return _document(frame, facts, [(_magic_question(name), [value]) for name, value in asked])
 
 
-def _multivalue(frame: _Frame) -> QuestionDocument:
+def _multivalue(frame: _Frame) -> QuestionedDocument:
     """Keys with several values each, spread over the text; the answer is all of them."""
     names = _names(frame.draw, frame.n_asked or 2)
     facts: list[tuple[float, str]] = []
@@ -266,7 +266,7 @@ def _multivalue(frame: _Frame) -> QuestionDocument:
     return _document(frame, facts, asked)
 
 
-def _tracking(frame: _Frame) -> QuestionDocument:
+def _tracking(frame: _Frame) -> QuestionedDocument:
     """Chains of assignments in the order of the text; the answer is all variables of a chain."""
     n_chains = frame.n_asked or 2
     variables = iter(_variables(frame.draw, n_chains * (N_HOPS + 1)))
@@ -285,7 +285,7 @@ def _tracking(frame: _Frame) -> QuestionDocument:
     return _document(frame, facts, asked)
 
 
-def _common(frame: _Frame) -> QuestionDocument:
+def _common(frame: _Frame) -> QuestionedDocument:
     """A numbered list in which ten words stand ten times as often as all others."""
     pool = _names(frame.draw, len(_FIRST) * len(_SECOND))
     common, others = pool[:N_COMMON], pool[N_COMMON:]
@@ -306,14 +306,14 @@ def _common(frame: _Frame) -> QuestionDocument:
     if n_others < N_COMMON:
         raise BadRequest(f"tokens {frame.tokens} are too few for a list of common words.")
     question = f"What are the {N_COMMON} most common words in the list?"
-    return QuestionDocument(
-        id=frame.name,
-        context=listed(n_others, times),
+    return QuestionedDocument(
+        name=frame.name,
+        text=listed(n_others, times),
         questions=make_questions([(question, [", ".join(common)])]),
     )
 
 
-_MAKERS: dict[str, Callable[[_Frame], QuestionDocument]] = {
+_MAKERS: dict[str, Callable[[_Frame], QuestionedDocument]] = {
     "pairs": _pairs,
     "passkey": _passkey,
     "single": _single,
@@ -327,9 +327,9 @@ TASKS = tuple(_MAKERS)
 
 def _document(
     frame: _Frame, facts: list[tuple[float, str]], asked: list[tuple[str, list[str]]]
-) -> QuestionDocument:
-    return QuestionDocument(
-        id=frame.name, context=frame.hide(facts), questions=make_questions(asked)
+) -> QuestionedDocument:
+    return QuestionedDocument(
+        name=frame.name, text=frame.hide(facts), questions=make_questions(asked)
     )
 
 

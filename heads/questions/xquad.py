@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+from heads.question_set import QuestionedDocument
 from heads.questions import squad
 from heads.questions.documents import (
     Count,
-    QuestionDocument,
     estimate_tokens,
     make_questions,
     merge_same_context,
@@ -18,7 +18,7 @@ from heads.questions.errors import BadRequest
 
 def build(
     path: Path, tokens: int | None = None, seed: int = 0, count: Count = estimate_tokens
-) -> list[QuestionDocument]:
+) -> list[QuestionedDocument]:
     """One document an article; with `tokens`, paragraphs of all articles in seeded order.
 
     tokens  a document is closed before the paragraph that would pass it; each paragraph is used
@@ -37,10 +37,10 @@ def build(
         raise BadRequest(f"tokens {tokens} is below 1.")
     paragraphs = merge_same_context(text for article in articles for text in article)
     random.Random(f"xquad:{seed}").shuffle(paragraphs)
-    packs: list[list[QuestionDocument]] = []
+    packs: list[list[QuestionedDocument]] = []
     room = 0
     for paragraph in paragraphs:
-        size = count(paragraph.context)
+        size = count(paragraph.text)
         if size > room:
             packs.append([])
             room = tokens
@@ -49,9 +49,9 @@ def build(
     return [_join(pack, f"xquad-{tokens}-{seed}-{i:03d}") for i, pack in enumerate(packs)]
 
 
-def _join(paragraphs: list[QuestionDocument], name: str) -> QuestionDocument:
-    return QuestionDocument(
-        id=name,
-        context="\n\n".join(paragraph.context for paragraph in paragraphs),
-        questions=make_questions((q.question, q.answers) for p in paragraphs for q in p.questions),
+def _join(paragraphs: list[QuestionedDocument], name: str) -> QuestionedDocument:
+    return QuestionedDocument(
+        name=name,
+        text="\n\n".join(paragraph.text for paragraph in paragraphs),
+        questions=make_questions((q.text, q.answers) for p in paragraphs for q in p.questions),
     )

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from app.cli import main
+from heads.question_set import QuestionedDocument
 from heads.questions.catalog import SETS, Request, build_set
-from heads.questions.documents import QuestionDocument, choose, make_questions
+from heads.questions.documents import choose, make_questions
 from heads.questions.errors import BadRequest, NothingLeft, UnknownPart, UnknownSet
 from tests.unit.heads.question_sources import meeting, write_json_lines, write_meetings, write_tale
 
@@ -137,14 +138,14 @@ def test_what_a_set_has_no_use_for_is_refused_not_ignored(tmp_path: Path) -> Non
 # How documents are chosen.
 
 
-def documents() -> list[QuestionDocument]:
+def documents() -> list[QuestionedDocument]:
     asked = make_questions((f"Q{n}?", ["a"]) for n in range(5))
-    return [QuestionDocument(f"d{i}", "x" * 40 * i, asked) for i in range(1, 11)]
+    return [QuestionedDocument(f"d{i}", "x" * 40 * i, asked) for i in range(1, 11)]
 
 
 def test_bounds_of_length_are_both_included() -> None:
     chosen = choose(documents(), min_tokens=30, max_tokens=50)
-    assert [d.id for d in chosen] == ["d3", "d4", "d5"]
+    assert [d.name for d in chosen] == ["d3", "d4", "d5"]
     with pytest.raises(NothingLeft, match="10 documents has 31 to 39"):
         choose(documents(), min_tokens=31, max_tokens=39)
     with pytest.raises(BadRequest, match="min-tokens 5 is above max-tokens 4"):
@@ -155,10 +156,10 @@ def test_a_sample_is_seeded_and_keeps_the_order() -> None:
     chosen = choose(documents(), n_documents=4, per_document=2, seed=1)
     assert chosen == choose(documents(), n_documents=4, per_document=2, seed=1)
     assert chosen != choose(documents(), n_documents=4, per_document=2, seed=2)
-    names = [int(d.id[1:]) for d in chosen]
+    names = [int(d.name[1:]) for d in chosen]
     assert names == sorted(names) and len(names) == 4
     assert all(len(d.questions) == 2 for d in chosen)
-    assert all(list(d.questions) == sorted(d.questions, key=lambda q: q.question) for d in chosen)
+    assert all(list(d.questions) == sorted(d.questions, key=lambda q: q.text) for d in chosen)
     assert len({d.questions for d in chosen}) > 1
     with pytest.raises(BadRequest, match="per-document 0"):
         choose(documents(), per_document=0)

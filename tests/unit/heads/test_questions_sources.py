@@ -54,17 +54,17 @@ def test_a_tale_is_its_sections_and_all_distinct_answers(tmp_path: Path) -> None
     write_tale(tmp_path, "train", "a", ["Another."], [("Where?", "here")])
     write_tale(tmp_path, "val", "c", ["Third."], [("Where?", "there")])
     first, second = fairytaleqa.build(tmp_path, "train")
-    assert [first.id, second.id] == ["fairytaleqa-train-a", "fairytaleqa-train-b"]
-    assert second.context == "One, two.\n\nThree\nfour."
+    assert [first.name, second.name] == ["fairytaleqa-train-a", "fairytaleqa-train-b"]
+    assert second.text == "One, two.\n\nThree\nfour."
     assert second.questions == (Question("Who?", ("the king", "a king", "he")),)
-    assert [d.context for d in fairytaleqa.build(tmp_path, "val")] == ["Third."]
+    assert [d.text for d in fairytaleqa.build(tmp_path, "val")] == ["Third."]
 
 
 def test_the_same_tale_twice_is_one_document_with_both_questions(tmp_path: Path) -> None:
     write_tale(tmp_path, "train", "a", ["Once upon a time."], [("Who?", "she")])
     write_tale(tmp_path, "train", "b", ["Once  upon a time"], [("When?", "once")])
     (only,) = fairytaleqa.build(tmp_path, "train")
-    assert [q.question for q in only.questions] == ["Who?", "When?"]
+    assert [q.text for q in only.questions] == ["Who?", "When?"]
 
 
 def test_a_tale_folder_is_refused_by_what_is_wrong_with_it(tmp_path: Path) -> None:
@@ -88,14 +88,14 @@ def test_a_tale_folder_is_refused_by_what_is_wrong_with_it(tmp_path: Path) -> No
 def test_a_meeting_is_its_speakers_lines_with_general_and_specific_queries(tmp_path: Path) -> None:
     write_meetings(tmp_path, {"Product/m1": meeting("I want tea .")})
     (only,) = qmsum.build(tmp_path, "train") + qmsum.build(tmp_path, "held")
-    assert only.id == "qmsum-Product-m1"
-    assert only.context == "A: I want tea .\nB: Yes ."
-    assert [q.question for q in only.questions] == ["Summarize the meeting.", "What did A want?"]
+    assert only.name == "qmsum-Product-m1"
+    assert only.text == "A: I want tea .\nB: Yes ."
+    assert [q.text for q in only.questions] == ["Summarize the meeting.", "What did A want?"]
 
 
 def test_train_and_held_share_no_meeting_and_lose_none(tmp_path: Path) -> None:
     write_meetings(tmp_path, {f"D{i % 3}/m{i}": meeting(words(i)) for i in range(200)})
-    train, held = ({d.context for d in qmsum.build(tmp_path, part)} for part in ("train", "held"))
+    train, held = ({d.text for d in qmsum.build(tmp_path, part)} for part in ("train", "held"))
     assert not train & held
     assert len(train | held) == 200
     # A fair quarter of 200 lies outside 30..70 once in a thousand; the hash is fixed.
@@ -119,13 +119,13 @@ def test_meetings_of_leval_are_left_out_of_both_parts(tmp_path: Path) -> None:
     folder = write_meetings(
         tmp_path / "qmsum", {f"D/m{i:02d}": meeting(words(i, 200)) for i in range(40)}
     )
-    before = {p: [d.id for d in qmsum.build(folder, p)] for p in qmsum.PARTS}
+    before = {p: [d.name for d in qmsum.build(folder, p)] for p in qmsum.PARTS}
     known = [before["train"][0], before["held"][0]]
     # Other case, spaces and punctuation, and half of it missing: still the same meeting.
     copies = [words(int(name[-2:]), 100).upper().replace(" ", "  - ") for name in known]
     rows = [{"input": text, "instructions": ["?"], "outputs": ["!"]} for text in copies]
     write_json_lines(tmp_path / "leval" / "Open-ended-tasks" / "meeting_summ.jsonl", rows)
-    after = {p: [d.id for d in qmsum.build(folder, p, tmp_path / "leval")] for p in qmsum.PARTS}
+    after = {p: [d.name for d in qmsum.build(folder, p, tmp_path / "leval")] for p in qmsum.PARTS}
     assert after == {p: [name for name in before[p] if name not in known] for p in qmsum.PARTS}
 
 
@@ -164,7 +164,7 @@ def test_rows_about_one_text_are_one_document(tmp_path: Path) -> None:
         Question("Q2?", ("b",)),
         Question("Q3?", ("d",)),
     )
-    assert (second.id, second.context) == ("leval-scientific_qa-002", "Text two.")
+    assert (second.name, second.text) == ("leval-scientific_qa-002", "Text two.")
 
 
 def test_a_task_is_refused_by_what_is_wrong_with_it(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_an_article_of_loogle_has_its_pairs_read_as_python(tmp_path: Path) -> No
         tmp_path / "l.jsonl", [{"input": " He wrote.\u2028", "qa_pairs": pairs}]
     )
     (only,) = loogle.build(path)
-    assert only.context == "He wrote."
+    assert only.text == "He wrote."
     assert only.questions == (Question("Who's he?", ('A "poet".',)),)
     for bad in ("__import__('os').getcwd()", "[{'Q': 'no answer'}]", "[("):
         write_json_lines(path, [{"input": "x", "qa_pairs": bad}])
@@ -221,7 +221,7 @@ def test_paragraphs_of_xquad_are_packed_once_each(tmp_path: Path) -> None:
     size = len(words(10, 40))
     packed = xquad.build(path, tokens=4 * size, seed=1, count=len)
     assert [len(d.questions) for d in packed] == [4, 4, 4, 4, 2]
-    paragraphs = [text for d in packed for text in d.context.split("\n\n")]
+    paragraphs = [text for d in packed for text in d.text.split("\n\n")]
     assert len(set(paragraphs)) == len(paragraphs) == 18
     assert xquad.build(path, 4 * size, 1, len) == packed != xquad.build(path, 4 * size, 2, len)
     with pytest.raises(BadRequest, match="below 1"):
@@ -242,11 +242,11 @@ def test_keys_are_asked_from_every_stretch_of_the_records(tmp_path: Path) -> Non
     assert made != lost_in_the_middle.build(path, per_document=3, seed=5)
     first_stretches = set()
     for number, document in enumerate(made):
-        records = json.loads(document.context.removeprefix("JSON data:\n"))
+        records = json.loads(document.text.removeprefix("JSON data:\n"))
         assert list(records.items()) == [tuple(r) for r in kv_row(number)["ordered_kv_records"]]
         stretches = []
         for question in document.questions:
-            key = question.question.split('"')[1]
+            key = question.text.split('"')[1]
             assert question.answers == (records[key],)
             stretches.append(int(key.rsplit("-", 1)[1]) // 10)
         assert sorted(stretches) == [0, 1, 2]
@@ -264,14 +264,14 @@ def test_gold_passages_stand_among_others_up_to_the_length(tmp_path: Path, token
     asked: list[str] = []
     places = []
     for document in made:
-        passages = document.context.split("\n\n")
+        passages = document.text.split("\n\n")
         assert len(set(passages)) == len(passages)
-        assert tokens * 0.85 < len(document.context.split()) <= tokens
+        assert tokens * 0.85 < len(document.text.split()) <= tokens
         for question in document.questions:
             (place,) = (i for i, text in enumerate(passages) if question.answers[0].lower() in text)
             places.append(place / (len(passages) - 1))
             assert f"Document [{place + 1}] (Title: " in passages[place]
-            asked.append(question.question)
+            asked.append(question.text)
     assert len(set(asked)) == len(asked) == 60
     assert min(places) < 0.25 and max(places) > 0.75
     assert made == nq.build(
@@ -284,7 +284,7 @@ def test_a_passage_without_its_answer_is_not_asked_about(tmp_path: Path) -> None
     twin = {**nq_row(1), "question": "the same passage"}
     path = write_json_lines(tmp_path / "nq.jsonl", [bare, nq_row(1), twin, nq_row(2)])
     made = nq.build(path, 500, per_document=1)
-    assert sorted(d.questions[0].question for d in made) == [
+    assert sorted(d.questions[0].text for d in made) == [
         "what is the answer of row 1?",
         "what is the answer of row 2?",
     ]

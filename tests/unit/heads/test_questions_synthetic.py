@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from heads.question_set import QuestionedDocument
 from heads.questions import synthetic
-from heads.questions.documents import QuestionDocument, estimate_tokens, make_questions
+from heads.questions.documents import estimate_tokens, make_questions
 from heads.questions.errors import BadRequest, UnknownPart
 from heads.questions.filler import fact_at_depth, facts_at_depths, sentence_ends
 
@@ -32,7 +33,7 @@ WITH_NEEDLES = ("passkey", "single", "multikey", "multivalue", "tracking")
 
 def only(
     task: str, tokens: int, seed: int, book: str | None = None, n: int | None = None
-) -> QuestionDocument:
+) -> QuestionedDocument:
     (made,) = synthetic.build(task, tokens, 1, n, seed, book)
     return made
 
@@ -47,7 +48,7 @@ def test_every_part_of_every_answer_is_in_the_text(
     for question in document.questions:
         (answer,) = question.answers
         for part in answer.split(", "):
-            assert re.search(rf"(?<![\w-]){re.escape(part)}(?![\w-])", document.context)
+            assert re.search(rf"(?<![\w-]){re.escape(part)}(?![\w-])", document.text)
 
 
 @SLOW_MACHINE
@@ -55,14 +56,14 @@ def test_every_part_of_every_answer_is_in_the_text(
 def test_the_length_is_met_within_five_percent(
     task: str, tokens: int, seed: int, book: str | None
 ) -> None:
-    assert abs(estimate_tokens(only(task, tokens, seed, book).context) - tokens) <= 0.05 * tokens
+    assert abs(estimate_tokens(only(task, tokens, seed, book).text) - tokens) <= 0.05 * tokens
 
 
 @pytest.mark.parametrize("task", synthetic.TASKS)
 def test_the_least_length_is_met_and_less_is_refused(task: str) -> None:
     least = synthetic.MIN_TOKENS_OF.get(task, synthetic.MIN_TOKENS)
     for seed in range(5):
-        length = estimate_tokens(only(task, least, seed).context)
+        length = estimate_tokens(only(task, least, seed).text)
         assert abs(length - least) <= 0.05 * least
     with pytest.raises(BadRequest, match=f"tokens {least - 1} is below {least}"):
         only(task, least - 1, 0)
@@ -72,7 +73,7 @@ def test_the_least_length_is_met_and_less_is_refused(task: str) -> None:
 @given(st.sampled_from(WITH_NEEDLES), st.integers(3000, 20000), seeds)
 def test_another_count_of_tokens_is_met_too(task: str, chars: int, seed: int) -> None:
     (made,) = synthetic.build(task, chars, 1, seed=seed, count=len)
-    assert abs(len(made.context) - chars) <= 0.05 * chars
+    assert abs(len(made.text) - chars) <= 0.05 * chars
 
 
 @SLOW_MACHINE
@@ -83,7 +84,7 @@ def test_a_seed_gives_the_same_text_and_another_seed_another(
     document = only(task, tokens, seed, book)
     assert document == only(task, tokens, seed, book)
     other = only(task, tokens, seed + 1, book)
-    assert other.context != document.context
+    assert other.text != document.text
     assert {q.answers for q in other.questions}.isdisjoint(q.answers for q in document.questions)
 
 
@@ -91,7 +92,7 @@ def test_a_seed_gives_the_same_text_and_another_seed_another(
 def test_documents_of_one_set_differ_in_text_answers_and_name(task: str) -> None:
     made = synthetic.build(task, 2048, 6)
     answers = [q.answers for d in made for q in d.questions]
-    assert len({d.context for d in made}) == len({d.id for d in made}) == 6
+    assert len({d.text for d in made}) == len({d.name for d in made}) == 6
     assert len(set(answers)) == len(answers)
 
 
@@ -124,17 +125,16 @@ def test_a_fact_sits_within_one_sentence_of_its_depth(
 @given(lengths, st.integers(0, 5))
 def test_a_needle_sits_within_one_sentence_of_its_depth(tokens: int, number: int) -> None:
     document = synthetic.build("single", tokens, number + 1)[number]
-    needle = next(s for s in document.context.split(". ") if "special magic number" in s)
-    filler = len(document.context) - len(needle) - 2
-    longest = max(map(len, document.context.split(". "))) + 2
+    needle = next(s for s in document.text.split(". ") if "special magic number" in s)
+    filler = len(document.text) - len(needle) - 2
+    longest = max(map(len, document.text.split(". "))) + 2
     wanted = (0.5 + number * 0.6180339887498949) % 1
-    assert abs(document.context.index(needle) - wanted * filler) <= longest
+    assert abs(document.text.index(needle) - wanted * filler) <= longest
 
 
 def test_the_depths_of_a_set_cover_the_whole_text() -> None:
     depths = sorted(
-        d.context.index("The special magic") / len(d.context)
-        for d in synthetic.build("single", 1024, 20)
+        d.text.index("The special magic") / len(d.text) for d in synthetic.build("single", 1024, 20)
     )
     gaps = [b - a for a, b in zip([0.0, *depths], [*depths, 1.0], strict=True)]
     assert max(gaps) < 0.13
@@ -165,27 +165,27 @@ def test_a_sentence_does_not_end_at_a_title_an_initial_or_a_number() -> None:
 
 def test_pairs_are_one_json_object_and_each_answer_its_value() -> None:
     document = only("pairs", 2048, 1, n=7)
-    records = json.loads(document.context.removeprefix("JSON data:\n"))
+    records = json.loads(document.text.removeprefix("JSON data:\n"))
     assert len(document.questions) == 7
     for question in document.questions:
-        assert question.answers == (records[question.question.split('"')[1]],)
+        assert question.answers == (records[question.text.split('"')[1]],)
     with pytest.raises(BadRequest, match="only 30 pairs fit"):
         only("pairs", 2048, 1, n=31)
 
 
 def test_a_key_asked_for_has_one_value_and_others_mislead() -> None:
     document = only("multikey", 2048, 1, n=3)
-    found = re.findall(r"The special magic number for ([\w-]+) is: (\d+)\.", document.context)
+    found = re.findall(r"The special magic number for ([\w-]+) is: (\d+)\.", document.text)
     assert len(dict(found)) == len(found) == synthetic.N_NEEDLES
     for question in document.questions:
-        name = re.search(r"number for ([\w-]+) ", question.question)
+        name = re.search(r"number for ([\w-]+) ", question.text)
         assert name and question.answers == (dict(found)[name[1]],)
 
 
 def test_all_values_of_a_key_are_the_answer_in_the_order_of_the_text() -> None:
     document = only("multivalue", 2048, 1)
     for question in document.questions:
-        name = re.search(r"numbers for ([\w-]+) ", question.question)
+        name = re.search(r"numbers for ([\w-]+) ", question.text)
         assert name
         values = re.findall(rf"One of the .* for {name[1]} is: (\d+)\.", _lines(document))
         assert len(values) == synthetic.N_VALUES
@@ -195,18 +195,18 @@ def test_all_values_of_a_key_are_the_answer_in_the_order_of_the_text() -> None:
 def test_a_chain_of_variables_is_followed_to_its_end() -> None:
     document = only("tracking", 2048, 1, n=3)
     value_of: dict[str, str] = {}
-    for name, source in re.findall(r"VAR (\w+) = (?:VAR )?(\w+)\.", document.context):
+    for name, source in re.findall(r"VAR (\w+) = (?:VAR )?(\w+)\.", document.text):
         value_of[name] = value_of.get(source, source)
     assert len(value_of) == 3 * (synthetic.N_HOPS + 1)
     for question in document.questions:
-        value = next(v for v in value_of.values() if v in question.question)
+        value = next(v for v in value_of.values() if v in question.text)
         assert question.answers[0].split(", ") == [n for n, v in value_of.items() if v == value]
 
 
 @pytest.mark.parametrize("tokens", [1024, 4096, 65536])
 def test_the_common_words_are_the_most_common(tokens: int) -> None:
     document = only("common", tokens, 1)
-    counts = Counter(line.split(". ")[1] for line in document.context.splitlines())
+    counts = Counter(line.split(". ")[1] for line in document.text.splitlines())
     ranked = counts.most_common()
     common = {word for word, _ in ranked[: synthetic.N_COMMON]}
     assert set(document.questions[0].answers[0].split(", ")) == common
@@ -217,9 +217,9 @@ def test_the_common_words_are_the_most_common(tokens: int) -> None:
 def test_a_book_fills_up_and_starts_elsewhere_each_time() -> None:
     sentences = "".join(f"Sentence number {i} of the book. " for i in range(200))
     made = synthetic.build("single", 1024, 5, book=sentences)
-    starts = {re.search(r"Sentence number \d+", d.context)[0] for d in made}  # type: ignore[index]
+    starts = {re.search(r"Sentence number \d+", d.text)[0] for d in made}  # type: ignore[index]
     assert len(starts) == 5
-    assert not any("crossroads" in d.context for d in made)
+    assert not any("crossroads" in d.text for d in made)
     with pytest.raises(BadRequest, match="empty"):
         synthetic.build("single", 1024, book=" \n")
 
@@ -237,5 +237,5 @@ def test_a_question_without_an_answer_goes() -> None:
     assert make_questions([("Q?", [" "]), (" ", ["a"]), ("R?", [])]) == ()
 
 
-def _lines(document: QuestionDocument) -> str:
-    return document.context.replace(". ", ".\n")
+def _lines(document: QuestionedDocument) -> str:
+    return document.text.replace(". ", ".\n")
