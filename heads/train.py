@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 LEAST_SHARE = 1e-3
 EDGES = (0.25, 0.125, 0.0625, 0.03125)  # kept fractions whose thresholds `bce` learns
 
+FIT_VERSION = 2  # raised when a target, a loss or the fitting changes: kept fits are then stale
+
 
 @dataclass(frozen=True)
 class FitSettings:

@@ -35,7 +35,7 @@ from heads.retaining import (
     load_heads,
     save_heads,
 )
-from heads.train import FitReport, FitSettings, fit, has_label, profile_of, target
+from heads.train import FIT_VERSION, FitReport, FitSettings, fit, has_label, profile_of, target
 
 if TYPE_CHECKING:
     from engine.eviction import Profile
@@ -188,7 +188,7 @@ def _fitted_once(
 
     Returns the heads, the report of a fit of now, and the seconds of the fit, whoever made it.
     """
-    key = json.dumps([[p.name for p in paths], asdict(settings.fitting), number])
+    key = json.dumps([FIT_VERSION, [p.name for p in paths], asdict(settings.fitting), number])
     if start is not None:
         key += head_digest(start)
     path = work / f"heads-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"

@@ -349,3 +349,13 @@ def test_a_fit_that_was_there_counts_in_the_cost(
     monkeypatch.setattr("heads.training.fit", None)
     trained(tmp_path)
     assert "10.0 of fitting" in load_heads(tmp_path / "out.safetensors", model).card.cost
+
+
+def test_a_fit_by_an_older_recipe_is_not_taken_for_one_of_today(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = Reads(monkeypatch)
+    trained(tmp_path, replace(SETTINGS, rounds=1))
+    monkeypatch.setattr("heads.training.FIT_VERSION", 99)
+    _, reports = trained(tmp_path, replace(SETTINGS, rounds=1))
+    assert len(reports) == 1 and reads.n == 3, "fitted anew, from the same recordings"
