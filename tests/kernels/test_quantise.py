@@ -1,4 +1,4 @@
-"""Quantised rows: bounded error, exact packing, rows that stand alone, frames that undo themselves."""
+"""Quantised rows: bounded error, exact packing, rows that stand alone, frames that undo."""
 
 from __future__ import annotations
 
