@@ -28,8 +28,8 @@ def identity_of(
     """Everything that shapes a cache, as plain JSON values.
 
     The model's fingerprint names the format of its weights too: a document read in bf16 and in nf4
-    makes two sessions. A reading without a second one, or without a refit, has no field of it, so
-    that sessions from before there was such a choice keep their names.
+    makes two sessions. A reading without a second one, a refit or quantised entries has no field
+    of it, so that sessions from before there was such a choice keep their names.
     """
     from dataclasses import asdict
 
@@ -53,6 +53,8 @@ def identity_of(
         "kv_dtype": config.kv_dtype,
         "eviction": eviction,
     }
+    if config.quant.on:
+        identity["quantisation"] = asdict(config.quant)
     if read_twice:
         from heads.second_reading import FIRST_PASS_FACTOR, PIECE_TOKENS
 

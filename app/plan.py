@@ -93,7 +93,7 @@ def make_plan(job: Job, paths: DataPaths, tok_s: float | None) -> Plan:
     kept = min(n_read, budget) if budget else n_read
     held = _held_while_reading(job, n_read, kept)
     geometry = job.model.geometry
-    value_bytes = job.config.storage_dtype(job.model.compute_dtype).itemsize
+    value_bytes = _value_bytes(job)
     entry_bytes = geometry.kv_bytes_per_token(value_bytes)
     entry_bytes += geometry.n_slots * _ENTRY_OVERHEAD_BYTES
     rate = tok_s or _estimated_rate(job, held, paths)
@@ -192,7 +192,7 @@ def _working_bytes(job: Job, kept: int) -> int:
         0,
         kept,
         min(_tokens_at_once(job), len(job.prefix.token_ids)),
-        kv_bytes_per_value=job.config.storage_dtype(job.model.compute_dtype).itemsize,
+        kv_bytes_per_value=_value_bytes(job),
         compute_bytes=compute_bytes,
     )
     parts["overhead"] = 0  # the libraries are loaded already
@@ -202,6 +202,12 @@ def _working_bytes(job: Job, kept: int) -> int:
 
         parts["references"] = references_nbytes(geometry, N_REFERENCES)
     return total(parts)
+
+
+def _value_bytes(job: Job) -> float:
+    """Mean bytes of a kept key's or value's number; the newest tokens' few 16 bits not counted."""
+    fine = job.config.storage_dtype(job.model.compute_dtype).itemsize
+    return job.config.quant.bytes_per_value(job.model.geometry.head_dim, fine)
 
 
 def _tokens_at_once(job: Job) -> int:

@@ -53,6 +53,7 @@ _SETTING_TYPES = {
     "chunk_tokens": int,
     "read_twice": bool,
     "refit": bool,
+    "kv_bits": str,
 }
 _NEXT_STEP = "Ask for the file again, or read the document yourself."
 
@@ -176,8 +177,9 @@ class _Import:
         if record.state != SESSION_READY:
             raise _bad("its session was not read to the end")
         found = {name: type(value) for name, value in record.settings.items()}
-        for later in ("read_twice", "refit"):  # sessions from before there was such a choice
-            found.setdefault(later, bool)
+        # Sessions from before there was such a choice.
+        for later in ("read_twice", "refit", "kv_bits"):
+            found.setdefault(later, _SETTING_TYPES[later])
         if found != _SETTING_TYPES:
             raise _bad("its session has other settings than expected")
         return record

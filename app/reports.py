@@ -11,6 +11,7 @@ from app.memory import peak_rss_bytes
 if TYPE_CHECKING:
     from app.records import SessionRecord
     from app.service import OpenSession
+    from engine.cache import DocCache
     from ingest import Document
 
 
@@ -35,8 +36,8 @@ def session_report(session: OpenSession) -> dict[str, Any]:
             "kept_fraction": round(cache.kept_fraction, 6),
             "bytes": cache.nbytes,
             "snapshot_bytes": record.snapshot_bytes,
-            "k_bits": 8 * cache.layers[0].keys.element_size(),
-            "v_bits": 8 * cache.layers[0].values.element_size(),
+            "k_bits": _bits(cache.quant.k_bits, cache),
+            "v_bits": _bits(cache.quant.v_bits, cache),
             "scorer": record.settings["scorer"],
             "allocation": record.settings["allocation"],
             "positions": cache.positions_mode,
@@ -61,6 +62,11 @@ def session_report(session: OpenSession) -> dict[str, Any]:
         "model": session.model.name,
         "weights": session.model.weights,
     }
+
+
+def _bits(settled: int, cache: DocCache) -> int:
+    """Bits of a kept number: what settled ones have, or those of the storage dtype."""
+    return settled if settled < 16 else 8 * cache.layers[0].keys.fine.element_size()
 
 
 def ask_report(session: OpenSession, answers: Sequence[Answer]) -> dict[str, Any]:

@@ -266,6 +266,7 @@ class Reader:
         """
         from engine.errors import ScorerUnavailable
         from engine.prefill import PrefillConfig
+        from engine.quantisation import parse_kv_bits
         from engine.registry import find
         from heads.catalog import default_scorer, is_head_file, make_scorer
 
@@ -287,6 +288,7 @@ class Reader:
         config = PrefillConfig(
             chunk_tokens=settings.chunk_tokens,
             eviction=eviction_config(settings, scorer.profile),
+            quant=parse_kv_bits(settings.kv_bits, model.geometry),
         )
         return Job(document, chosen, settings, model, layout, config, scorer)
 

@@ -21,6 +21,7 @@ class ReadSettings:
     read_twice      read into a larger cache, and repeat the document to choose what stays
                     (heads.second_reading)
     refit           kept values take over what evicted entries gave (engine.refit)
+    kv_bits         bits of keys and values (engine.quantisation.KV_BITS)
     """
 
     model: str | None = None
@@ -32,6 +33,7 @@ class ReadSettings:
     chunk_tokens: int = DEFAULT_CHUNK_TOKENS
     read_twice: bool = False
     refit: bool = False
+    kv_bits: str = "16"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the library and for JSON."""

@@ -7,7 +7,7 @@ decided when they are read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -15,22 +15,23 @@ from torch import Tensor
 
 import kernels
 from engine.geometry import ModelGeometry
+from engine.quantisation import QuantConfig
 from engine.rotary import Rotary
+from engine.rows import Rows
+from kernels.quantise import frame_of
 
 
 @dataclass
 class LayerCache:
-    """One layer: all heads' entries in flat tensors, head after head.
+    """One layer: all heads' entries, head after head.
 
-    keys, values  [sum_len, head_dim], keys un-rotated
-    offsets       n_kv_heads + 1 integers: head h owns rows offsets[h] to offsets[h + 1]
+    keys, values  sum_len rows of head_dim numbers, keys un-rotated (engine.rows)
     positions     [sum_len] int32, index in the document, ascending inside a head
     scores        [sum_len] fp32, higher = keep
     """
 
-    keys: Tensor
-    values: Tensor
-    offsets: tuple[int, ...]
+    keys: Rows
+    values: Rows
     positions: Tensor
     scores: Tensor
 
@@ -38,13 +39,18 @@ class LayerCache:
     def empty(cls, geometry: ModelGeometry, dtype: torch.dtype, device: torch.device) -> LayerCache:
         """A layer that holds nothing."""
         rows = torch.empty(0, geometry.head_dim, dtype=dtype, device=device)
+        none = (0,) * (geometry.n_kv_heads + 1)
         return cls(
-            rows,
-            rows.clone(),
-            (0,) * (geometry.n_kv_heads + 1),
+            Rows.of_floats(rows, none),
+            Rows.of_floats(rows.clone(), none),
             torch.empty(0, dtype=torch.int32, device=device),
             torch.empty(0, dtype=torch.float32, device=device),
         )
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """n_kv_heads + 1 integers: head h owns rows offsets[h] to offsets[h + 1]."""
+        return self.keys.offsets
 
     @property
     def lengths(self) -> list[int]:
@@ -53,12 +59,25 @@ class LayerCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all four tensors."""
+        """Bytes of keys, values, positions and scores."""
         return sum(t.nbytes for t in (self.keys, self.values, self.positions, self.scores))
 
     def rows(self, head: int) -> slice:
         """The rows that belong to one head."""
         return slice(self.offsets[head], self.offsets[head + 1])
+
+    def settled(self, before: int, quant: QuantConfig) -> LayerCache:
+        """This layer with every entry at a position below `before` quantised.
+
+        The keys' frame must be there (engine.rows); what is quantised already stays as it is.
+        """
+        n = [
+            int(torch.searchsorted(self.positions[self.rows(head)], before))
+            for head in range(len(self.lengths))
+        ]
+        keys = self.keys if quant.k_bits == 16 else self.keys.settled(n, quant.k_bits)
+        values = self.values if quant.v_bits == 16 else self.values.settled(n, quant.v_bits)
+        return replace(self, keys=keys, values=values)
 
 
 @dataclass
@@ -70,6 +89,7 @@ class DocCache:
     token_ids       [n_seen] int64, everything read so far, kept or not
     last_logits     [vocab] fp32, the model's prediction after the last token read
     scorer_state    what the scorer needs to go on
+    quant           how finely entries are kept
     """
 
     geometry: ModelGeometry
@@ -80,6 +100,7 @@ class DocCache:
     token_ids: Tensor
     last_logits: Tensor | None = None
     scorer_state: dict[str, Tensor] = field(default_factory=dict)
+    quant: QuantConfig = field(default_factory=QuantConfig)
     frozen: bool = False
     _readable: list[ReadLayer] = field(default_factory=list, repr=False)
 
@@ -93,11 +114,14 @@ class DocCache:
         compute_dtype: torch.dtype,
         kv_dtype: torch.dtype,
         device: torch.device,
+        quant: QuantConfig | None = None,
     ) -> DocCache:
         """A cache before the first token."""
         layers = [LayerCache.empty(geometry, kv_dtype, device) for _ in range(geometry.n_layers)]
         ids = torch.empty(0, dtype=torch.int64)
-        return cls(geometry, rotary, positions_mode, compute_dtype, layers, ids)
+        cache = cls(geometry, rotary, positions_mode, compute_dtype, layers, ids)
+        cache.quant = quant or QuantConfig()
+        return cache
 
     @property
     def n_seen(self) -> int:
@@ -129,6 +153,22 @@ class DocCache:
         self.frozen = True
         return self
 
+    def quantised(self, quant: QuantConfig) -> DocCache:
+        """A frozen copy of a frozen cache in 16 bits, with its settled entries in fewer.
+
+        A reading with these bits gives other entries: it attends to quantised ones as it goes.
+        """
+        if not self.frozen or self.quant.on:
+            raise AssertionError("only a finished cache in 16 bits can be quantised")
+        layers = []
+        for layer in self.layers:
+            if quant.k_bits < 16:
+                keys = layer.keys
+                rows = [keys.floats(h, keys.fine.dtype) for h in range(len(layer.lengths))]
+                layer = replace(layer, keys=replace(keys, frame=frame_of(rows)))
+            layers.append(layer.settled(self.n_seen - quant.recent_tokens, quant))
+        return replace(self, layers=layers, quant=quant, _readable=[])
+
     def view(self) -> CacheView:
         """A copy-on-write view for one question; the cache itself stays as it is."""
         if not self.frozen:
@@ -145,11 +185,10 @@ class DocCache:
             name = f"layer {number}"
             assert len(layer.offsets) == self.geometry.n_kv_heads + 1, name
             assert all(n >= 0 for n in layer.lengths) and layer.offsets[0] == 0, name
-            assert layer.keys.shape == (total, self.geometry.head_dim), name
-            assert layer.values.shape == layer.keys.shape, name
+            assert layer.values.offsets == layer.keys.offsets, name
             assert layer.positions.shape == layer.scores.shape == (total,), name
-            assert bool(torch.isfinite(layer.keys).all()), name
-            assert bool(torch.isfinite(layer.values).all()), name
+            layer.keys.check(self.geometry.head_dim)
+            layer.values.check(self.geometry.head_dim)
             for head in range(self.geometry.n_kv_heads):
                 positions = layer.positions[layer.rows(head)]
                 assert bool((positions[1:] > positions[:-1]).all()), f"{name} head {head}"
@@ -176,10 +215,10 @@ class ReadLayer:
         keys, values = [], []
         for first, n_heads, length in _even_runs(layer.lengths):
             rows = slice(layer.offsets[first], layer.offsets[first + n_heads])
-            shape = (n_heads, length, cache.geometry.head_dim)
-            k = layer.keys[rows].to(cache.compute_dtype).reshape(shape)
-            keys.append(cache.rotary.rotate(k, _read_positions(cache, layer, rows, shape[:2])))
-            values.append(layer.values[rows].to(cache.compute_dtype).reshape(shape))
+            k = layer.keys.block(first, n_heads, cache.compute_dtype)
+            positions = _read_positions(cache, layer, rows, (n_heads, length))
+            keys.append(cache.rotary.rotate(k, positions))
+            values.append(layer.values.block(first, n_heads, cache.compute_dtype))
         return cls(keys, values, _first_free_positions(cache, layer))
 
     def attend(self, packed_q: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from engine.loader import LoadedModel
 
 FORMAT = "longread-snapshot"
-VERSION = 1
+VERSION = 2  # 1 knew no quantised entries
 MANIFEST_NAME = "manifest.json"
+SIDES = ("keys", "values")
 _MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 
 
@@ -48,7 +49,10 @@ def describe(
         "scorer": scorer,
         "chunk_tokens": config.chunk_tokens,
         "eviction": asdict(config.eviction),
-        "quantisation": {"k_bits": 16, "v_bits": 16, "dtype": str(cache.layers[0].keys.dtype)},
+        "n_coded": {
+            side: [list(getattr(layer, side).n_coded) for layer in cache.layers] for side in SIDES
+        },
+        "quantisation": {**asdict(cache.quant), "dtype": str(cache.layers[0].keys.fine.dtype)},
         "files": files,
         "tensors": tensors,
         "extra": extra,
@@ -83,9 +87,17 @@ def read(folder: Path) -> dict[str, Any]:
     stated = manifest.pop("digest", None)
     if stated != _digest(manifest):
         raise SnapshotCorrupt(MANIFEST_NAME, "was altered after it was written")
+    if manifest.get("version") == 1:
+        manifest = _from_version_1(manifest)
     if manifest.get("version") != VERSION:
         raise SnapshotMismatch("version", manifest.get("version"), VERSION)
     return manifest
+
+
+def _from_version_1(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Before entries could be quantised: every one of them is fine."""
+    none = [[0] * (len(row) - 1) for row in manifest["offsets"]]
+    return {**manifest, "version": 2, "n_coded": dict.fromkeys(SIDES, none)}
 
 
 def check_fit(manifest: dict[str, Any], model: LoadedModel, expect: dict[str, Any]) -> None:
@@ -113,6 +125,18 @@ def check_shapes(manifest: dict[str, Any], geometry: ModelGeometry) -> None:
     )
     if not sound:
         raise SnapshotCorrupt(MANIFEST_NAME, "holds impossible entry counts")
+    coded = manifest["n_coded"]
+    sound = set(coded) == set(SIDES) and all(
+        len(rows) == len(offsets)
+        and all(
+            len(row) == geometry.n_kv_heads
+            and all(0 <= m <= b - a for m, (a, b) in zip(row, pairwise(lengths), strict=True))
+            for row, lengths in zip(rows, offsets, strict=True)
+        )
+        for rows in coded.values()
+    )
+    if not sound:
+        raise SnapshotCorrupt(MANIFEST_NAME, "holds impossible counts of quantised entries")
     if any(b - a > manifest["n_seen"] for row in offsets for a, b in pairwise(row)):
         raise SnapshotCorrupt(MANIFEST_NAME, "holds more entries than tokens")
 

@@ -26,8 +26,11 @@ from engine.cache import (
 from engine.errors import InvalidSetting, PrefillStopped
 from engine.eviction import RESERVE_TOKENS, EvictionConfig, HeadEntries, select
 from engine.pruning import pruned
+from engine.quantisation import QuantConfig
 from engine.refit import References, refitted, set_aside
+from engine.rows import Rows
 from engine.scoring import LayerStep, Scorer, group_mean
+from kernels.quantise import frame_of
 
 if TYPE_CHECKING:
     from engine.loader import LoadedModel
@@ -46,12 +49,19 @@ class PrefillConfig:
     chunk_tokens: int = 1024
     eviction: EvictionConfig = field(default_factory=EvictionConfig)
     kv_dtype: str = "auto"
+    quant: QuantConfig = field(default_factory=QuantConfig)
 
     def __post_init__(self) -> None:
         if self.chunk_tokens < 1:
             raise InvalidSetting(f"chunk_tokens {self.chunk_tokens} is below 1.")
         if self.kv_dtype not in ("auto", "fp32", "fp16", "bf16"):
             raise InvalidSetting(f"kv_dtype '{self.kv_dtype}' is none of auto, fp32, fp16, bf16.")
+        if self.eviction.refit and self.quant.v_bits < 16:
+            raise InvalidSetting(
+                "A refit changes kept values after every chunk; quantised ones would be rounded "
+                "again each time.",
+                "Keep values in 16 bits, or read without a refit.",
+            )
 
     def storage_dtype(self, compute_dtype: torch.dtype) -> torch.dtype:
         """The dtype keys and values are kept in."""
@@ -133,7 +143,10 @@ def _start(
             compute_dtype=model.compute_dtype,
             kv_dtype=config.storage_dtype(model.compute_dtype),
             device=torch.device(model.device),
+            quant=config.quant,
         )
+    if resume.quant != config.quant:
+        raise InvalidSetting("The saved beginning was read with other bits.")
     if resume.positions_mode != mode or not torch.equal(resume.token_ids, ids[: resume.n_seen]):
         raise InvalidSetting("The saved beginning belongs to another document or setting.")
     scorer.load_state(resume.scorer_state)
@@ -222,7 +235,7 @@ class ChunkStore:
         self.cache = cache
         self.scorer = scorer
         self.wants_hidden = scorer.wants_hidden
-        device = cache.layers[0].keys.device
+        device = cache.layers[0].positions.device
         self.positions = torch.arange(cache.n_seen, cache.n_seen + n_new, device=device)
         self._hidden: Tensor | None = None
         self._new: list[tuple[Tensor, Tensor]] = []
@@ -276,7 +289,7 @@ class ChunkStore:
         new = self.scorer.score(step).to(torch.float32)
         kept = self.scorer.rescore(step, kept)
         self._scores.append([torch.cat([kept[h], new[h]]) for h in range(n_heads)])
-        dtype = cached.keys.dtype
+        dtype = cached.keys.fine.dtype
         self._new.append((stored(k, dtype), stored(v, dtype)))
 
     def replace_scores(self, scores: Tensor) -> None:
@@ -299,10 +312,12 @@ class ChunkStore:
         chosen = select(entries, config, self.cache.n_seen, last=last, ceiling=ceiling)
         for number, row in enumerate(chosen):
             values = self._refitted(number, row) if self._references else None
+            self._lay_frame(number)
             kept = self._gathered(number, row, entries[number])
             if values is not None:
-                kept.values = stored(values, kept.values.dtype)
-            self.cache.layers[number] = kept
+                values = stored(values, kept.values.fine.dtype)
+                kept.values = Rows.of_floats(values, kept.offsets)
+            self.cache.layers[number] = self._settled(kept)
             if self._references:
                 self._references[number] = (None, torch.empty(0))
             self._new[number] = (torch.empty(0), torch.empty(0))  # free the chunk as we go
@@ -331,23 +346,32 @@ class ChunkStore:
         self, number: int, chosen: list[Tensor], entries: list[HeadEntries]
     ) -> LayerCache:
         layer, (new_k, new_v) = self.cache.layers[number], self._new[number]
-        keys, values, offsets = [], [], [0]
-        for head, index in enumerate(chosen):
-            rows = layer.rows(head)
-            n_old = rows.stop - rows.start
-            split = int(torch.searchsorted(index, n_old))
-            old, new = index[:split] + rows.start, index[split:] - n_old
-            keys += [layer.keys[old], new_k[head][new]]
-            values += [layer.values[old], new_v[head][new]]
-            offsets.append(offsets[-1] + len(index))
         pairs = list(zip(entries, chosen, strict=True))
         return LayerCache(
-            torch.cat(keys),
-            torch.cat(values),
-            tuple(offsets),
+            layer.keys.taken(chosen, new_k),
+            layer.values.taken(chosen, new_v),
             torch.cat([e.positions[i] for e, i in pairs]),
             torch.cat([e.scores[i] for e, i in pairs]),
         )
+
+    def _settled(self, layer: LayerCache) -> LayerCache:
+        """A layer after its eviction, with what has fallen behind the newest tokens quantised."""
+        quant = self.cache.quant
+        if not quant.on:
+            return layer
+        n_read = int(self.positions[-1]) + 1
+        return layer.settled(n_read - quant.recent_tokens, quant)
+
+    def _lay_frame(self, number: int) -> None:
+        """Fix the keys' frame, by the first chunk that holds more than the newest tokens."""
+        layer, quant = self.cache.layers[number], self.cache.quant
+        n_read = int(self.positions[-1]) + 1
+        if quant.k_bits == 16 or layer.keys.frame is not None or n_read <= quant.recent_tokens:
+            return
+        fine = layer.keys.fine.dtype
+        old = [layer.keys.floats(head, fine) for head in range(len(layer.lengths))]
+        rows = [torch.cat([o, new]) for o, new in zip(old, self._new[number][0], strict=True)]
+        layer.keys = replace(layer.keys, frame=frame_of(rows))
 
 
 def stored(x: Tensor, dtype: torch.dtype) -> Tensor:

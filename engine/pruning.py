@@ -48,11 +48,7 @@ def _row(
 
 
 def _gathered(layer: LayerCache, chosen: list[Tensor], scores: list[Tensor]) -> LayerCache:
-    index = torch.cat([rows + layer.offsets[head] for head, rows in enumerate(chosen)])
-    offsets = [0]
-    for rows in chosen:
-        offsets.append(offsets[-1] + len(rows))
     kept = torch.cat([s[rows] for s, rows in zip(scores, chosen, strict=True)])
-    return LayerCache(
-        layer.keys[index], layer.values[index], tuple(offsets), layer.positions[index], kept
-    )
+    index = torch.cat([rows + layer.offsets[head] for head, rows in enumerate(chosen)])
+    keys, values = layer.keys.taken(chosen), layer.values.taken(chosen)
+    return LayerCache(keys, values, layer.positions[index], kept)

@@ -21,6 +21,9 @@ from engine.cache import DocCache, LayerCache
 from engine.errors import NotEnoughDisk, SnapshotCorrupt
 from engine.generate import forward
 from engine.prefill import PrefillConfig
+from engine.quantisation import RECENT_TOKENS, QuantConfig
+from engine.rows import Rows
+from kernels.quantise import Codes, Frame
 
 if TYPE_CHECKING:
     from engine.loader import LoadedModel
@@ -31,7 +34,7 @@ PROBE_TOKENS = 1  # one forward pass reads every kept entry; more tokens only co
 PROBE_TOLERANCE = 0.02
 _STATE_FILE = "state.safetensors"
 _FREE_BYTES_MARGIN = 64 * 1024 * 1024
-_PARTS = ("keys", "values", "positions", "scores")
+_PARTS = ("positions", "scores")
 
 
 def save_snapshot(
@@ -103,8 +106,10 @@ def _contents(cache: DocCache, model: LoadedModel) -> dict[str, dict[str, Tensor
     contents: dict[str, dict[str, Tensor]] = {}
     for number, layer in enumerate(cache.layers):
         parts = contents.setdefault(f"layers-{number // LAYERS_PER_FILE:03d}.safetensors", {})
-        for part in _PARTS:
-            parts[f"{number:03d}.{part}"] = getattr(layer, part).cpu().contiguous()
+        found = {part: getattr(layer, part) for part in _PARTS}
+        for side in manifests.SIDES:
+            found |= _side_tensors(side, getattr(layer, side))
+        parts |= {f"{number:03d}.{name}": t.cpu().contiguous() for name, t in found.items()}
     state = {"token_ids": cache.token_ids}
     if cache.last_logits is not None:
         state["last_logits"] = cache.last_logits.cpu()
@@ -113,6 +118,31 @@ def _contents(cache: DocCache, model: LoadedModel) -> dict[str, dict[str, Tensor
     state |= {f"scorer.{key}": t.cpu().contiguous() for key, t in cache.scorer_state.items()}
     contents[_STATE_FILE] = state
     return contents
+
+
+def _side_tensors(side: str, rows: Rows) -> dict[str, Tensor]:
+    """A layer's keys or values by their names in the file."""
+    found = {side: rows.fine}
+    if rows.codes is not None:
+        codes = rows.codes
+        found |= {f"{side}.codes": codes.codes, f"{side}.step": codes.step}
+        found[f"{side}.zero"] = codes.zero
+    if rows.frame is not None:
+        found |= {f"{side}.centre": rows.frame.centre, f"{side}.spread": rows.frame.spread}
+    return found
+
+
+def _side(
+    side: str, tensors: dict[str, Tensor], offsets: list[int], n_coded: list[int], bits: int
+) -> Rows:
+    """The inverse of `_side_tensors`."""
+    coded = frame = None
+    if sum(n_coded):
+        codes, step, zero = (tensors[f"{side}.{part}"] for part in ("codes", "step", "zero"))
+        coded = Codes(codes, step, zero, bits)
+    if f"{side}.centre" in tensors:
+        frame = Frame(tensors[f"{side}.centre"], tensors[f"{side}.spread"])
+    return Rows(tensors[side], tuple(offsets), tuple(n_coded), coded, frame)
 
 
 def _probe(cache: DocCache, model: LoadedModel) -> Tensor:
@@ -192,11 +222,16 @@ def _rebuilt(manifest: dict[str, Any], tensors: dict[str, Tensor], model: Loaded
     layers = []
     device = torch.device(model.device)
     try:
+        quant = manifest["quantisation"]
+        bits = {"keys": quant["k_bits"], "values": quant["v_bits"]}
         for number, offsets in enumerate(manifest["offsets"]):
-            keys, values, positions, scores = (
-                tensors[f"{number:03d}.{part}"].to(device) for part in _PARTS
+            own = f"{number:03d}."
+            parts = {k[len(own) :]: t.to(device) for k, t in tensors.items() if k.startswith(own)}
+            keys, values = (
+                _side(side, parts, offsets, manifest["n_coded"][side][number], bits[side])
+                for side in manifests.SIDES
             )
-            layers.append(LayerCache(keys, values, tuple(offsets), positions, scores))
+            layers.append(LayerCache(keys, values, *(parts[part] for part in _PARTS)))
         cache = DocCache(
             model.geometry,
             model.rotary,
@@ -206,6 +241,7 @@ def _rebuilt(manifest: dict[str, Any], tensors: dict[str, Tensor], model: Loaded
             tensors["token_ids"],
             tensors.get("last_logits"),
             {k.removeprefix("scorer."): t for k, t in tensors.items() if k.startswith("scorer.")},
+            QuantConfig(*bits.values(), quant.get("recent_tokens", RECENT_TOKENS)),
         )
         cache.check()
     except (KeyError, AssertionError) as error:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +24,7 @@ from engine.errors import InvalidSetting, ScorerUnavailable
 from engine.eviction import RESERVE_TOKENS, Allocation, EvictionConfig
 from engine.prefill import PrefillConfig, prefill
 from engine.pruning import pruned
+from engine.quantisation import QuantConfig, parse_kv_bits
 from engine.refit import REFIT_KEY
 from engine.scorers.several import SeveralScorers
 from engine.scoring import Scorer
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 FULL = "full"
 AUTO = "auto"
+FINE = "16"  # bits of entries that are not quantised
 TWICE = "+twice"  # after a scorer's name: its reading was followed by a second
 
 
@@ -59,6 +62,8 @@ class EvalSettings:
     read_twice      chunked readings are followed by a second one; their rows are named so, and
                     oracles, which have the full cache, are as before
     refit           chunked readings refit the values of what they keep (engine.refit)
+    kv_bits         how finely entries are kept, a row each (engine.quantisation); the full cache
+                    has 16 bits
     full            False leaves out the full reading, for documents beyond the trained window
     """
 
@@ -74,6 +79,7 @@ class EvalSettings:
     full: bool = True
     read_twice: bool = False
     refit: bool = False
+    kv_bits: tuple[str, ...] = (FINE,)
 
     def __post_init__(self) -> None:
         if not self.scorers or not self.kept:
@@ -233,19 +239,21 @@ class _Reading:
             best = None
             if settings.oracle is not None:
                 best = pruned(self._full, oracles[settings.oracle], rules)
-            for name in settings.scorers:
+            for name, bits in product(settings.scorers, settings.kv_bits):
                 started = time.perf_counter()
-                cache = self._cache(name, self._rules(name, kept))
-                rows.append(self._row(self._row_name(name), kept, cache, best, started))
-        order = {self._row_name(name): n for n, name in enumerate(settings.scorers)}
+                quant = parse_kv_bits(bits, self.model.geometry)
+                cache = self._cache(name, self._rules(name, kept), quant)
+                rows.append(self._row(self._row_name(name, bits), kept, cache, best, started))
+        pairs = product(settings.scorers, settings.kv_bits)
+        order = {self._row_name(*pair): n for n, pair in enumerate(pairs)}
         rows.sort(key=lambda row: order[row.scorer])
         return DocumentResult(
             self.document.name, self.n_tokens, len(self.document.questions), full, rows
         )
 
-    def _row_name(self, name: str) -> str:
-        twice = self.settings.read_twice and name not in ORACLES
-        return name + TWICE if twice else name
+    def _row_name(self, name: str, bits: str) -> str:
+        twice = TWICE if self.settings.read_twice and name not in ORACLES else ""
+        return name + twice + ("" if bits == FINE else f"+{bits}")
 
     @cached_property
     def _full(self) -> DocCache:
@@ -263,13 +271,14 @@ class _Reading:
     def _rules(self, name: str, kept: float) -> EvictionConfig:
         return self.settings.eviction(self.n_tokens, kept, self.scorers.get(name))
 
-    def _cache(self, name: str, rules: EvictionConfig) -> DocCache:
+    def _cache(self, name: str, rules: EvictionConfig, quant: QuantConfig) -> DocCache:
         """What is left of the document under a scorer or oracle."""
-        if name in ORACLES:
-            return pruned(self._full, self._oracle_scores[name], rules)
-        if not self.settings.chunked:
-            return pruned(self._full, self._several.scores(name), rules)
-        config = PrefillConfig(self.settings.chunk_tokens, rules)
+        if name in ORACLES or not self.settings.chunked:
+            oracle = self._oracle_scores.get(name)
+            scores = self._several.scores(name) if oracle is None else oracle
+            whole = pruned(self._full, scores, rules)
+            return whole.quantised(quant) if quant.on else whole
+        config = PrefillConfig(self.settings.chunk_tokens, rules, quant=quant)
         if not self.settings.read_twice:
             return prefill(self.model, self.prefix.token_ids, config, self.scorers[name])
         large = prefill(self.model, self.prefix.token_ids, first_pass(config), self.scorers[name])
@@ -304,11 +313,13 @@ class _Reading:
 
 
 def _settings_key(settings: EvalSettings) -> dict[str, Any]:
-    """Settings as the log knows them; no word of a second reading or a refit that was not."""
+    """Settings as the log knows them; no word of what was not chosen, as a refit."""
     values = asdict(settings)
     twice = values.pop("read_twice")
     if twice:
         values["second_reading"] = [FIRST_PASS_FACTOR, PIECE_TOKENS]
+    if values["kv_bits"] == (FINE,):
+        del values["kv_bits"]
     if values.pop("refit"):
         values["refit"] = second_reading.REFIT_KEY if twice else REFIT_KEY
     return values

@@ -33,6 +33,7 @@ def make_report(
         "chunked": settings.chunked,
         "chunk_tokens": settings.chunk_tokens,
         "read_twice": settings.read_twice,
+        "kv_bits": list(settings.kv_bits),
         "refit": settings.refit,
         "allocation": settings.allocation or AUTO,
         "oracle": settings.oracle,

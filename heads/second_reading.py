@@ -23,6 +23,7 @@ from engine.eviction import RESERVE_TOKENS, EvictionConfig
 from engine.prefill import PrefillConfig, stored
 from engine.pruning import pruned
 from engine.refit import OLDER, RIDGE, References, joined, refitted
+from engine.rows import Rows
 from heads.labels import Kind, Labels, Probe, measure, output_grams
 from heads.layout import Layout
 from heads.replay import REPLAY, request_ids
@@ -131,7 +132,8 @@ def _refitted(small: DocCache, large: DocCache, noted: list[list[References]]) -
             index = torch.searchsorted(whole.positions[whole.rows(head)], positions)
             places = torch.full_like(index, OLDER)
             values.append(refitted(references, head, keys[0, index], old[0, index], places))
-        layers.append(replace(layer, values=stored(torch.cat(values), layer.values.dtype)))
+        new = stored(torch.cat(values), layer.values.fine.dtype)
+        layers.append(replace(layer, values=Rows.of_floats(new, layer.offsets)))
     return replace(small, layers=layers, _readable=[])
 
 

@@ -13,6 +13,7 @@ turns against each other, so a kernel gets both from one load.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -121,11 +122,11 @@ def unpack(packed: Tensor, bits: int) -> Tensor:
     return torch.cat([(packed >> (i * bits)) & mask for i in range(8 // bits)], dim=1)
 
 
-def frame_of(keys: Tensor) -> Frame:
-    """The frame of keys [n_heads, n, head_dim], un-rotated: mean and standard deviation."""
-    x = keys.float()
-    centre = x.mean(1)
-    spread = (x - centre[:, None]).square().mean(1).sqrt()
+def frame_of(keys: Sequence[Tensor]) -> Frame:
+    """The frame of some heads' un-rotated keys, each [n, head_dim]: mean and standard deviation."""
+    some = [k.float() if len(k) else k.new_zeros(1, k.shape[1]).float() for k in keys]
+    centre = torch.stack([k.mean(0) for k in some])
+    spread = torch.stack([k.std(0, correction=0) for k in some])
     return Frame(centre, spread.clamp(min=1e-4))
 
 

@@ -81,6 +81,12 @@ def add_read_settings(parser: argparse.ArgumentParser) -> None:
         help="let kept values take over what evicted entries gave",
     )
     group.add_argument(
+        "--kv-bits",
+        default="16",
+        metavar="BITS",
+        help="bits of kept keys and values: 16, 8, k8v4, 4, 2 (default: 16)",
+    )
+    group.add_argument(
         "--pages", type=page_range, metavar="A-B", help="read these pages only, as 10-20 or 7"
     )
     group.add_argument("--password", help="password of a protected document")
@@ -102,6 +108,7 @@ def read_settings(args: argparse.Namespace) -> ReadSettings:
         chunk_tokens=args.chunk or defaults.chunk_tokens,
         read_twice=args.read_twice,
         refit=args.refit,
+        kv_bits=args.kv_bits,
     )
 
 

@@ -84,6 +84,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --chunked: kept values take over what evicted entries gave",
     )
     group.add_argument(
+        "--kv-bits",
+        type=_names,
+        default=("16",),
+        metavar="X,Y",
+        help="bits of kept entries, rows for each: 16, 8, k8v4, 4, 2 (default: 16)",
+    )
+    group.add_argument(
         "--no-full",
         action="store_true",
         help="with --chunked: leave out the full reading, for texts beyond the trained window",
@@ -172,6 +179,7 @@ def _settings(args: argparse.Namespace, paths: DataPaths) -> EvalSettings:
         full=not args.no_full,
         read_twice=args.read_twice,
         refit=args.refit,
+        kv_bits=args.kv_bits,
     )
 
 

@@ -89,7 +89,7 @@ def test_bits_that_do_not_exist_are_an_error() -> None:
 def test_a_frame_takes_the_large_channels_out_of_the_way() -> None:
     keys = rows(300, 64).reshape(2, 150, 64)
     keys[:, :, 7] = keys[:, :, 7] * 0.5 + 90.0  # as biased keys have them
-    frame = frame_of(keys)
+    frame = frame_of(list(keys))
     framed = into_frame(keys[1], frame, 1)
     assert torch.allclose(out_of_frame(framed, frame, 1), keys[1], atol=1e-4)
     back = out_of_frame(dequantise(quantise(framed, 4), torch.float32), frame, 1)

@@ -130,3 +130,16 @@ def test_a_bad_line_is_named(data: Path, capsys: pytest.CaptureFixture[str]) -> 
     data.write_text('{"context": "c"}', encoding="utf-8")
     code, _, err = evaluated(capsys, data)
     assert code == 3 and "set.jsonl, line 1" in err
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_rows_in_fewer_bits_say_so_and_are_smaller(
+    chunked: bool, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--documents", "1", "--no-generate", *(["--chunked"] if chunked else [])]
+    bits = ["--kept", "0.9", "--kv-bits", "16,k8v4", "--json"]
+    found = json.loads(evaluated(capsys, data, *flags, *bits)[1])
+    assert [r["scorer"] for r in found["rows"]] == ["keydiff", "keydiff+k8v4"]
+    fine, coded = found["rows"]
+    assert coded["bytes"] < fine["bytes"] and coded["kept_tokens"] == fine["kept_tokens"]
+    assert coded["nll"] != fine["nll"] and found["kv_bits"] == ["16", "k8v4"]

@@ -48,11 +48,9 @@ def read(rules: EvictionConfig, scorer: Scorer, chunk: int = N, **how: Any) -> D
 def assert_equal(a: DocCache, b: DocCache, close: float = 0.0) -> None:
     for one, other in zip(a.layers, b.layers, strict=True):
         assert one.offsets == other.offsets and torch.equal(one.positions, other.positions)
-        for name in ("keys", "values", "scores"):
-            torch.testing.assert_close(
-                getattr(one, name), getattr(other, name), atol=close, rtol=close
-            )
-    assert torch.equal(a.token_ids, b.token_ids)
+        pairs = [(one.keys.fine, other.keys.fine), (one.values.fine, other.values.fine)]
+        for pair in [*pairs, (one.scores, other.scores)]:
+            torch.testing.assert_close(*pair, atol=close, rtol=close)
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "per_layer", "global"])
@@ -70,11 +68,11 @@ def test_pruning_a_whole_cache_is_reading_it_with_the_same_scores(allocation: An
 def test_the_original_stays_and_the_copy_can_be_asked() -> None:
     whole = read(WHOLE, RandomScorer(0))
     whole.view()
-    before = [(layer.keys.clone(), layer.scores.clone()) for layer in whole.layers]
+    before = [(layer.keys.fine.clone(), layer.scores.clone()) for layer in whole.layers]
     small = pruned(whole, TABLE, RULES)
     assert small.frozen and whole.frozen and whole.kept_tokens == N
     for layer, (keys, scores) in zip(whole.layers, before, strict=True):
-        assert torch.equal(layer.keys, keys) and torch.equal(layer.scores, scores)
+        assert torch.equal(layer.keys.fine, keys) and torch.equal(layer.scores, scores)
     lengths = [k.shape[1] for k in small.view().entries(0).heads()]
     assert lengths == small.layers[0].lengths, "a copy does not read the original's entries"
 

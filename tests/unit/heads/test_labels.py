@@ -13,6 +13,7 @@ from engine.attention import decoder_of
 from engine.cache import DocCache
 from engine.eviction import EvictionConfig
 from engine.prefill import PrefillConfig, prefill
+from engine.rows import Rows
 from engine.scorers.uniform_random import RandomScorer
 from heads.labels import KINDS, Kind, Labels, Probe, measure, output_grams
 from tests.fakes import TinyModel, ready, stock_model, tiny_config, tokens
@@ -82,8 +83,8 @@ class Dense:
             zip(q.split(self.model.geometry.group_size), k, v, strict=True)
         ):
             at = entries.positions[entries.rows(head)]
-            keys = turn(entries.keys[entries.rows(head)], at)
-            values = entries.values[entries.rows(head)]
+            keys = turn(entries.keys.fine[entries.rows(head)], at)
+            values = entries.values.fine[entries.rows(head)]
             far = own_q @ keys.T * scale
             near = (own_q @ own_k.T * scale).masked_fill(future, -torch.inf)
             attention = torch.cat([far, near], -1).softmax(-1)
@@ -189,9 +190,11 @@ def test_a_stretch_that_the_first_head_has_lost_is_counted_all_the_same() -> Non
     entries = cache.layers[0]
     gone = torch.ones(len(entries.positions), dtype=torch.bool)
     gone[20:30] = False
-    entries.keys, entries.values = entries.keys[gone], entries.values[gone]
+    offsets = (0, N - 10, 2 * N - 10)
+    entries.keys, entries.values = (
+        Rows.of_floats(side.fine[gone], offsets) for side in (entries.keys, entries.values)
+    )
     entries.positions, entries.scores = entries.positions[gone], entries.scores[gone]
-    entries.offsets = (0, N - 10, 2 * N - 10)
     labels = found(model, cache, [PROBE, PROBE], first=20, n=10, n_sinks=4)
     assert bool((labels["expected"][0, 0] == -torch.inf).all())
     expected = dense_labels(model, cache, [PROBE, PROBE], 20, 10, 4)
@@ -225,10 +228,10 @@ def test_probes_side_by_side_are_probes_one_by_one(rules: EvictionConfig) -> Non
 def test_a_cache_is_measured_without_being_changed() -> None:
     model: Any = ready(stock())
     cache = read(model)
-    before = [(layer.keys.clone(), layer.scores.clone()) for layer in cache.layers]
+    before = [(layer.keys.fine.clone(), layer.scores.clone()) for layer in cache.layers]
     found(model, cache, [PROBE, PROBE])
     for layer, (keys, scores) in zip(cache.layers, before, strict=True):
-        assert torch.equal(layer.keys, keys) and torch.equal(layer.scores, scores)
+        assert torch.equal(layer.keys.fine, keys) and torch.equal(layer.scores, scores)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4])

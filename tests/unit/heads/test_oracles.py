@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -91,12 +92,12 @@ def test_entries_that_the_reader_looks_at_are_ranked_first(name: str) -> None:
         model.model.model(input_ids=torch.tensor([ids]), use_cache=False, store=view)
     # The first layer's queries do not depend on the cache: what is planted there is what is seen.
     layer = cache.layers[0]
-    layer.keys = layer.keys.clone()
+    layer.keys = replace(layer.keys, fine=layer.keys.fine.clone())
     with torch.inference_mode():
         for head in range(2):
             for place in PLANTED:
                 turned = rotate(queries[0][head][None], -torch.tensor([place]))[0]
-                layer.keys[layer.offsets[head] + place] = turned * 60 / turned.norm()
+                layer.keys.fine[layer.offsets[head] + place] = turned * 60 / turned.norm()
     cache._readable = []
     scores = ORACLES[name](model, cache, LAYOUT, PREFIX, ASKED[:1])[0]
     for head in range(2):

@@ -80,8 +80,9 @@ class Dense:
             at = entries.positions[entries.rows(head)]
             start = len(at) if compact else self.cache.n_seen
             places = start + torch.arange(n)
-            keys = turn(entries.keys[entries.rows(head)], torch.arange(len(at)) if compact else at)
-            values = entries.values[entries.rows(head)]
+            rows = entries.rows(head)
+            keys = turn(entries.keys.fine[rows], torch.arange(len(at)) if compact else at)
+            values = entries.values.fine[rows]
             own_q, own_k = turn(q[number], places), turn(k[head], places)
             far = own_q @ keys.T * scale
             near = (own_q @ own_k.T * scale).masked_fill(torch.ones(n, n).triu(1) > 0, -torch.inf)
@@ -286,8 +287,8 @@ def test_after_a_refit_fewer_entries_answer_a_replay_more_like_the_larger_cache(
     moved = again(model, large, config(refit=True))
     moved.check()
     for a, b in zip(plain.layers, moved.layers, strict=True):
-        assert torch.equal(a.positions, b.positions) and torch.equal(a.keys, b.keys)
-        assert a.offsets == b.offsets and not torch.equal(a.values, b.values)
+        assert torch.equal(a.positions, b.positions) and torch.equal(a.keys.fine, b.keys.fine)
+        assert a.offsets == b.offsets and not torch.equal(a.values.fine, b.values.fine)
     wanted = replayed_answers(model, large)
     before, after = (
         float((replayed_answers(model, cache) - wanted).square().mean()) for cache in (plain, moved)
@@ -303,7 +304,7 @@ def test_a_refit_in_compact_positions_finds_its_keys() -> None:
     same = replace(rules.eviction, budget_tokens=int(large.kept_tokens))
     whole = read_again(model, large, LAYOUT, N_HEADER, same, piece_tokens=PIECE)
     for a, b in zip(large.layers, whole.layers, strict=True):
-        torch.testing.assert_close(a.values, b.values, atol=1e-4, rtol=0)
+        torch.testing.assert_close(a.values.fine, b.values.fine, atol=1e-4, rtol=0)
 
 
 def test_the_first_pass_leaves_values_alone() -> None:

@@ -1,0 +1,69 @@
+"""`--kv-bits` in the application: a smaller session of its own, planned, reported and portable."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.cli import main
+from app.identity import identity_of
+from app.portable import export_session, import_session
+from app.service import Reader
+from app.settings import ReadSettings
+from engine.prefill import PrefillConfig
+from engine.quantisation import QuantConfig
+from tests.unit.app.tiny_reader import SETTINGS, tiny_loaded, use_tiny_model
+
+K8V4 = replace(SETTINGS, kv_bits="k8v4", budget_tokens=400)
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_tiny_model(monkeypatch)
+
+
+def test_it_is_a_smaller_session_that_travels(reader: Reader, book: Path, tmp_path: Path) -> None:
+    plain = reader.open(book, settings=replace(K8V4, kv_bits="16"))
+    small = reader.open(book, settings=K8V4)
+    assert plain.record.id != small.record.id and small.cache.nbytes < 0.8 * plain.cache.nbytes
+    assert small.record.snapshot_bytes < plain.record.snapshot_bytes
+    target = tmp_path / "book.longread"
+    export_session(reader.library, small.record.id, target)
+    reader.library.delete_session(small.record.id)
+    record = import_session(reader.library, target)
+    assert ReadSettings.from_dict(record.settings).kv_bits == "k8v4"
+    assert reader.open(book, settings=K8V4).reused
+
+
+def test_a_reading_in_16_bits_has_no_word_of_it_in_its_name() -> None:
+    model: Any = tiny_loaded()
+
+    class Digested:
+        def digest(self) -> str:
+            return "s"
+
+    def named(quant: QuantConfig) -> dict[str, Any]:
+        scorer: Any = Digested()
+        return identity_of("d", (1, 2), model, PrefillConfig(quant=quant), scorer, "p")
+
+    assert "quantisation" not in named(QuantConfig())
+    assert named(QuantConfig(8, 4)) != named(QuantConfig(8, 8))
+
+
+def test_the_plan_counts_fewer_bytes(reader: Reader, book: Path) -> None:
+    whole, small = (reader.plan(book, settings=replace(K8V4, kv_bits=b)) for b in ("16", "k8v4"))
+    assert small.cache_bytes < whole.cache_bytes and small.disk_bytes < whole.disk_bytes
+    assert small.memory_bytes < whole.memory_bytes
+
+
+def test_the_flag_reaches_the_report(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model", "tiny", "--budget", "300", "--chunk", "128", "--json"]
+    assert main(["ingest", str(book), *flags, "--kv-bits", "k8v4"]) == 0
+    cache = json.loads(capsys.readouterr().out)["cache"]
+    assert (cache["k_bits"], cache["v_bits"]) == (8, 4)
+    assert main(["ingest", str(book), *flags, "--kv-bits", "3"]) == 2
+    assert "k8v4" in capsys.readouterr().err
