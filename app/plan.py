@@ -184,7 +184,7 @@ def _choosing_bytes(job: Job, chosen_bytes: int) -> int:
 
 def _working_bytes(job: Job, kept: int) -> int:
     """Memory beside the loaded model: the cache, its readable copy, and one chunk's work."""
-    from engine.memory import terms, total
+    from engine.memory import readable_nbytes, terms, total
 
     geometry, compute_bytes = job.model.geometry, job.model.compute_dtype.itemsize
     parts = terms(
@@ -196,7 +196,7 @@ def _working_bytes(job: Job, kept: int) -> int:
         compute_bytes=compute_bytes,
     )
     parts["overhead"] = 0  # the libraries are loaded already
-    parts["readable"] = kept * geometry.kv_bytes_per_token(compute_bytes)
+    parts["readable"] = readable_nbytes(geometry, kept, compute_bytes)
     if job.settings.refit and not job.settings.read_twice:
         from engine.refit import N_REFERENCES, references_nbytes
 

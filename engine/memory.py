@@ -61,6 +61,11 @@ def terms(
     }
 
 
+def readable_nbytes(geometry: ModelGeometry, budget_tokens: int, compute_bytes: int) -> int:
+    """The finished cache as questions read it: decoded, rotated, in the computing format."""
+    return budget_tokens * geometry.kv_bytes_per_token(compute_bytes)
+
+
 def total(parts: Mapping[str, int]) -> int:
     """Sum of the terms in bytes."""
     return sum(parts.values())

