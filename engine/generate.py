@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import LogitsProcessorList
 
     from engine.loader import LoadedModel
+    from engine.speculation import Drafter
 
 _PROMPT_CHUNK_TOKENS = 512
 
@@ -48,7 +49,8 @@ class Generation:
     """An answer: its tokens (without the stop token), the work it took, and why it ended.
 
     reused_tokens is the mean number of cache entries per layer and KV head that were already
-    there; ttft_s counts from the call to the first token.
+    there; ttft_s counts from the call to the first token. forwards are the model's passes after
+    the prompt: fewer than tokens where drafts held.
     """
 
     token_ids: list[int]
@@ -57,23 +59,55 @@ class Generation:
     ttft_s: float
     decode_tok_s: float
     finish: Literal["eos", "length", "stop"]
+    forwards: int = 0
+
+
+class Decoder(Protocol):
+    """What runs the model on a view; the stock modules do, and engine.lean."""
+
+    def forward(self, store: CacheView, token_ids: Sequence[int]) -> Tensor:
+        """Append tokens; the logits after the last one, [vocab] fp32."""
+        ...
+
+    def forward_all(self, store: CacheView, token_ids: Sequence[int]) -> Tensor:
+        """Append tokens; the logits after each of them, [n, vocab] fp32."""
+        ...
+
+
+class StockDecoder:
+    """The model through its own modules."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self._model = model
+
+    def forward(self, store: CacheView, token_ids: Sequence[int]) -> Tensor:
+        """See Decoder."""
+        return forward(self._model, store, token_ids)
+
+    def forward_all(self, store: CacheView, token_ids: Sequence[int]) -> Tensor:
+        """See Decoder."""
+        logits: Tensor = self._model.model.lm_head(_hidden(self._model, store, token_ids)).float()
+        return logits
 
 
 @torch.inference_mode()
 def forward(model: LoadedModel, view: CacheView, token_ids: Sequence[int] | Tensor) -> Tensor:
     """Append tokens to a view; returns the logits after the last one, [vocab] fp32."""
+    logits: Tensor = model.model.lm_head(_hidden(model, view, token_ids)[-1]).float()
+    return logits
+
+
+def _hidden(model: LoadedModel, view: CacheView, token_ids: Sequence[int] | Tensor) -> Tensor:
+    """The last layer's output for tokens appended to a view; of the last piece of a long prompt."""
     ids = torch.as_tensor(token_ids, dtype=torch.int64, device=model.device)
     if not len(ids):
         raise InvalidSetting("A prompt needs at least one token.")
-    hidden = None
-    for first in range(0, len(ids), _PROMPT_CHUNK_TOKENS):
-        piece = ids[first : first + _PROMPT_CHUNK_TOKENS]
+    hidden = torch.empty(0)
+    for piece in ids.split(_PROMPT_CHUNK_TOKENS):
         hidden = decoder_of(model.model)(
             input_ids=piece[None], use_cache=False, store=view
         ).last_hidden_state[0]
-    assert hidden is not None
-    logits: Tensor = model.model.lm_head(hidden[-1]).float()
-    return logits
+    return hidden
 
 
 @torch.inference_mode()
@@ -85,23 +119,29 @@ def generate(
     *,
     on_token: Callable[[int], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    decoder: Decoder | None = None,
+    drafter: Drafter | None = None,
 ) -> Generation:
     """Prefill a prompt on a view and answer it.
 
     on_token  gets each token as it is chosen, stop tokens excepted
     stop      asked before each token after the first
+    decoder   runs the model; None: its own modules
+    drafter   guesses ahead (engine.speculation); None: a pass for every token
     The repetition penalty looks at prompt and answer, not at the document, so that quoting the
     book costs nothing. Changes the view: prompt and answer are appended.
     """
     reused = round(view.cache.kept_tokens) + view.n_tail
     check_room(view, len(prompt_ids) + sampling.max_new_tokens)
     started = time.perf_counter()
-    logits = forward(model, view, prompt_ids)
+    decoder = decoder or StockDecoder(model)
+    logits = decoder.forward(view, prompt_ids)
     chooser = _Chooser(sampling, prompt_ids)
     chosen: list[int] = []
     first_at = started
     finish: Literal["eos", "length", "stop"] = "length"
-    for token in _tokens(model, view, logits, chooser, sampling.max_new_tokens):
+    steps = _Steps(decoder, view, drafter)
+    for token in steps.tokens(logits, chooser, sampling.max_new_tokens):
         if not chosen:
             first_at = time.perf_counter()
         if token in model.stop_token_ids:
@@ -113,9 +153,10 @@ def generate(
         if stop is not None and stop():
             finish = "stop"
             break
+    steps.forget_drafts()
     decode_s = time.perf_counter() - first_at
     rate = (len(chosen) - 1) / decode_s if len(chosen) > 1 and decode_s > 0 else 0.0
-    return Generation(chosen, len(prompt_ids), reused, first_at - started, rate, finish)
+    return Generation(chosen, len(prompt_ids), reused, first_at - started, rate, finish, steps.n)
 
 
 def check_room(view: CacheView, n_wanted: int) -> None:
@@ -134,15 +175,50 @@ def check_room(view: CacheView, n_wanted: int) -> None:
         )
 
 
-def _tokens(
-    model: LoadedModel, view: CacheView, logits: Tensor, chooser: _Chooser, n_max: int
-) -> Iterator[int]:
-    """Choose, yield, and only then run the model on the chosen token if another is wanted."""
-    for n in range(n_max):
-        token = chooser.choose(logits)
-        yield token
-        if n + 1 < n_max:
-            logits = forward(model, view, [token])
+class _Steps:
+    """Runs the model along an answer, a pass for each token or for a token and its drafts.
+
+    n       passes so far
+    drafts  tokens that are in the view and not yet chosen
+    """
+
+    def __init__(self, decoder: Decoder, view: CacheView, drafter: Drafter | None) -> None:
+        self.decoder, self.view, self.drafter = decoder, view, drafter
+        self.n = 0
+        self.drafts: list[int] = []
+
+    def tokens(self, logits: Tensor, chooser: _Chooser, n_max: int) -> Iterator[int]:
+        """Choose, yield, and only then run the model on the chosen token if another is wanted."""
+        rows: list[Tensor] = []
+        for n in range(n_max):
+            token = chooser.choose(logits)
+            yield token
+            if n + 1 == n_max:
+                return
+            held = bool(self.drafts) and self.drafts[0] == token
+            if self.drafter is not None:
+                self.drafter.add(token, drafted=held)
+            if held:
+                self.drafts.pop(0)
+            else:
+                self.forget_drafts()
+                rows = self._run(token, n_max - n - 2)
+            logits = rows.pop(0)
+
+    def forget_drafts(self) -> None:
+        """Take back from the view what was drafted and not chosen."""
+        if self.drafts:
+            self.view.crop(self.view.n_tail - len(self.drafts))
+        self.drafts = []
+
+    def _run(self, token: int, n_room: int) -> list[Tensor]:
+        """Append a token and drafts after it; the logits after each, as rows."""
+        self.n += 1
+        drafter = self.drafter
+        self.drafts = [] if drafter is None else drafter.draft(n_room)
+        if not self.drafts:
+            return [self.decoder.forward(self.view, [token])]
+        return list(self.decoder.forward_all(self.view, [token, *self.drafts]))
 
 
 class _Chooser:
