@@ -13,7 +13,10 @@ _UNFINISHED = "\ufffd"  # what a tokenizer shows for bytes whose character is no
 
 @dataclass(frozen=True)
 class Answer:
-    """What a question got. ttft_s: from prompt to first token; finish: "eos", "length", "stop"."""
+    """What a question got. ttft_s: from prompt to first token; finish: "eos", "length", "stop".
+
+    forwards  the model's passes after the prompt: fewer than new_tokens where it quoted
+    """
 
     question: str
     text: str
@@ -25,6 +28,7 @@ class Answer:
     reused_tokens: int
     finish: str
     answer_s: float = 0.0
+    forwards: int = 0
     looked_back_pages: list[int] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -40,6 +44,7 @@ class Answer:
             "prefilled_tokens": self.prefilled_tokens,
             "reused_tokens": self.reused_tokens,
             "finish": self.finish,
+            "forwards": self.forwards,
             "answer_s": round(self.answer_s, 4),
         }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from app.store import StoredDocument, keep_document, original_file, stored_docum
 
 if TYPE_CHECKING:
     from engine.cache import DocCache
+    from engine.decoding import DecoderChoice
     from engine.generate import Sampling
     from engine.loader import LoadedModel
     from ingest import Document
@@ -75,7 +77,9 @@ class Reader:
     """Parses, plans, reads, restores and asks. Not safe to use from two threads at once.
 
     announce gets one sentence whenever something happens that the user should know of: a reading
-    that is resumed, a damaged checkpoint that is dropped.
+    that is resumed, a damaged checkpoint that is dropped. answer_weights: what answers are
+    computed with (engine.decoding), packed as soon as a model is there; None: nobody means to ask,
+    and they are packed if somebody does. Reading always uses the model's own weights.
     """
 
     def __init__(
@@ -84,14 +88,19 @@ class Reader:
         defaults: ReadSettings | None = None,
         *,
         device: str = "auto",
+        answer_weights: str | None = None,
         announce: Callable[[str], None] | None = None,
     ) -> None:
         self.library = library
+        self.asks = answer_weights is not None
+        self.answer_weights = answer_weights or "auto"
         self.paths = library.paths
         self.defaults = defaults or ReadSettings()
         self.device = device
         self.announce = announce or (lambda text: None)
         self._model: tuple[tuple[str, str], LoadedModel] | None = None
+        self._decoder: Future[DecoderChoice] | None = None
+        self._said = ""
         self._open: OrderedDict[str, OpenSession] = OrderedDict()
 
     # Opening
@@ -189,6 +198,7 @@ class Reader:
         history  earlier turns, of which the latest fit into history_tokens are told to the model
         """
         from engine.generate import Sampling, generate
+        from engine.speculation import Drafter
 
         started = time.perf_counter()
         sampling = sampling or Sampling()
@@ -197,7 +207,14 @@ class Reader:
         tail = layout.tail(question, turns)
         text = TokenText(session.model.tokenizer, on_text)
         made = generate(
-            session.model, session.cache.view(), tail, sampling, on_token=text.add, stop=stop
+            session.model,
+            session.cache.view(),
+            tail,
+            sampling,
+            on_token=text.add,
+            stop=stop,
+            decoder=self.decoder(session.model).decoder,
+            drafter=Drafter(session.cache.token_ids, tail),
         )
         answer_text = text.finish()
         citations = session.witness(self.library).cite(answer_text, question)
@@ -212,8 +229,32 @@ class Reader:
             prefilled_tokens=made.prefilled_tokens,
             reused_tokens=made.reused_tokens,
             finish=made.finish,
+            forwards=made.forwards,
             answer_s=time.perf_counter() - started,
         )
+
+    def decoder(self, model: LoadedModel) -> DecoderChoice:
+        """What computes the answers of a model; its weights are packed while documents are read.
+
+        Raises InvalidSetting if the model cannot answer with the weights asked for.
+        """
+        if self._decoder is None:
+            self._decoder = self._begin_packing(model)
+        choice = self._decoder.result()
+        if self._said != choice.reason:
+            self._said = choice.reason
+            self.announce(choice.reason)
+        return choice
+
+    def _begin_packing(self, model: LoadedModel) -> Future[DecoderChoice]:
+        from engine.decoding import choose_decoder
+        from engine.numeric import CACHE_NAME
+
+        cache_file = self.paths.models / CACHE_NAME
+        pool = ThreadPoolExecutor(1, "packing")
+        found = pool.submit(choose_decoder, model, self.answer_weights, cache_file=cache_file)
+        pool.shutdown(wait=False)
+        return found
 
     # Inside
 
@@ -236,7 +277,7 @@ class Reader:
 
         key = (name or default_model(), weights)
         if self._model is None or self._model[0] != key:
-            self._model = None
+            self._model = self._decoder = None
             self._open.clear()  # their caches belong to the other model
             on_progress("load", 0, 0)
             loaded = load_model(
@@ -249,6 +290,8 @@ class Reader:
                 on_message=self.announce,
             )
             self._model = (key, loaded)
+            if self.asks:
+                self._decoder = self._begin_packing(loaded)
         return self._model[1]
 
     def _job(

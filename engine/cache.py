@@ -299,6 +299,7 @@ class CacheView:
         self._readable = readable
         self._tail_k: list[Tensor | None] = [None] * len(readable)
         self._tail_v: list[Tensor | None] = [None] * len(readable)
+        self._turned: tuple[tuple[int, int], Tensor, Tensor] | None = None
 
     @property
     def n_tail(self) -> int:
@@ -328,17 +329,15 @@ class CacheView:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Store protocol: document entries, then the tail so far, then causally the new tokens."""
-        geometry, rotary = self.cache.geometry, self.cache.rotary
+        geometry = self.cache.geometry
         entries = self._readable[layer]
         past_k, past_v = self._tail_k[layer], self._tail_v[layer]
         n_past = 0 if past_k is None else past_k.shape[1]
-        positions = entries.start + n_past + torch.arange(k.shape[1], device=k.device)
-        q = rotate_group(rotary, q, positions)
-        k = rotary.rotate(k, positions)
+        q, k = self._rotate(layer, q, k, n_past)
         if past_k is not None and past_v is not None:
             tail_k, tail_v = torch.cat([past_k, k], dim=1), torch.cat([past_v, v], dim=1)
         else:
-            tail_k, tail_v = k, v.contiguous()
+            tail_k, tail_v = k.contiguous(), v.contiguous()
         self._tail_k[layer], self._tail_v[layer] = tail_k, tail_v
         packed = pack(q, geometry.n_kv_heads)
         parts = [entries.attend(packed, scale)]
@@ -349,6 +348,27 @@ class CacheView:
                 parts.append(kernels.attend(packed, past_k, past_v, scale))
             parts.append(attend_within(q, k, v, scale, geometry.n_kv_heads))
         return merged(parts).reshape(q.shape)
+
+    def _rotate(self, layer: int, q: Tensor, k: Tensor, n_past: int) -> tuple[Tensor, Tensor]:
+        """Turn new queries and keys to their positions, in one go: they stand at the same ones."""
+        n_kv_heads, n, _ = k.shape
+        cos, sin = self._turns(n_past, n)
+        grouped = q.reshape(n_kv_heads, -1, *q.shape[1:])
+        both = torch.cat([grouped, k[:, None]], dim=1)
+        turned = self.cache.rotary.apply(both, cos[layer], sin[layer])
+        return turned[:, :-1].reshape(q.shape), turned[:, -1]
+
+    def _turns(self, n_past: int, n: int) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of n tokens after n_past, of all layers, computed once for a forward.
+
+        Each [n_layers, n_kv_heads, 1, n, rotary_dim / 2].
+        """
+        if self._turned is None or self._turned[0] != (n_past, n):
+            starts = torch.stack([entries.start for entries in self._readable])
+            positions = starts + torch.arange(n_past, n_past + n, device=starts.device)
+            cos, sin = self.cache.rotary.cos_sin(positions[:, :, None])
+            self._turned = ((n_past, n), cos, sin)
+        return self._turned[1:]
 
 
 def attend_within(

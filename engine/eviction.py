@@ -203,7 +203,8 @@ def _ranked(entries: HeadEntries, keep: Tensor) -> _Ranked:
     scores = entries.scores
     if torch.isnan(scores).any():
         raise AssertionError("a scorer returned NaN")
-    forced = torch.where(keep, torch.inf, scores.clamp(min=torch.finfo(torch.float32).min))
+    largest = torch.finfo(torch.float32).max
+    forced = torch.where(keep, torch.inf, scores.clamp(-largest, largest))
     # Flipped, so that the stable sort puts the later of two equal entries first.
     order = len(scores) - 1 - torch.sort(forced.flip(0), descending=True, stable=True).indices
     return _Ranked(order, scores[order], entries.positions[order], int(keep.sum()))

@@ -140,7 +140,9 @@ def _expect(module: Any, family: str, kind: str) -> None:
 
 def _plain(linear: nn.Module) -> nn.Linear:
     if type(linear) is not nn.Linear:
-        raise NotLean(f"{type(linear).__qualname__} stands where a plain linear layer was expected.")
+        raise NotLean(
+            f"{type(linear).__qualname__} stands where a plain linear layer was expected."
+        )
     return linear
 
 

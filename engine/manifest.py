@@ -13,6 +13,7 @@ from engine.cache import DocCache
 from engine.errors import SnapshotCorrupt, SnapshotMismatch
 from engine.geometry import ModelGeometry
 from engine.prefill import PrefillConfig
+from engine.quantisation import RECENT_TOKENS
 
 if TYPE_CHECKING:
     from engine.loader import LoadedModel
@@ -97,7 +98,9 @@ def read(folder: Path) -> dict[str, Any]:
 def _from_version_1(manifest: dict[str, Any]) -> dict[str, Any]:
     """Before entries could be quantised: every one of them is fine."""
     none = [[0] * (len(row) - 1) for row in manifest["offsets"]]
-    return {**manifest, "version": 2, "n_coded": dict.fromkeys(SIDES, none)}
+    quantisation = {**manifest["quantisation"], "recent_tokens": RECENT_TOKENS}
+    coded = dict.fromkeys(SIDES, none)
+    return {**manifest, "version": 2, "n_coded": coded, "quantisation": quantisation}
 
 
 def check_fit(manifest: dict[str, Any], model: LoadedModel, expect: dict[str, Any]) -> None:

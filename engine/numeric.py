@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from engine.files import read_json, write_json
+from kernels.linear import Format, seconds_per_call
 
 CACHE_NAME = "number-format.json"
 CANDIDATES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -22,6 +23,7 @@ DECODE_SHAPE = (1, 896, 4864)
 SECONDS_EACH = 0.25
 # bf16 halves the memory, so it wins unless fp32 is clearly faster.
 CLEARLY = 1.1
+CLEARLY_SLOWER = 1.3
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,15 @@ class Choice:
 
     name: str
     gflops: dict[str, float]
+    reason: str
+
+
+@dataclass(frozen=True)
+class AnswerChoice:
+    """name: "same", "fp16" or "int8"; milliseconds of one row's product by format; reason."""
+
+    name: str
+    milliseconds: dict[str, float]
     reason: str
 
 
@@ -78,6 +89,37 @@ def choose(gflops: dict[str, float]) -> Choice:
     if bf16 > CLEARLY * fp32:
         return Choice("bf16", gflops, f"bf16 reads faster here ({figures}).")
     return Choice("bf16", gflops, f"Both are equally fast ({figures}); bf16 takes half the memory.")
+
+
+def pick_answer_format(cache_file: Path | None) -> AnswerChoice:
+    """What weights answers are computed with fastest on this CPU (kernels.linear).
+
+    int8 has half the bytes of fp16 and is packed in a fifth of its time, so it wins unless fp16 is
+    clearly faster, as where torch has no vector kernel for int8. cache_file as in `pick_format`:
+    a choice that changed from day to day would change answers.
+    """
+    key = f"answers | {machine_key()}"
+    known = (read_json(cache_file) or {}) if cache_file else {}
+    entry = known.get(key)
+    if isinstance(entry, dict) and set(entry) == {"name", "milliseconds", "reason"}:
+        return AnswerChoice(**entry)
+    formats: tuple[Format, ...] = ("plain", "fp16", "int8")
+    choice = choose_answer_format({f: round(1e3 * seconds_per_call(f), 3) for f in formats})
+    if cache_file:
+        cache_file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(cache_file, {**known, key: asdict(choice)})
+    return choice
+
+
+def choose_answer_format(milliseconds: dict[str, float]) -> AnswerChoice:
+    """Decide from what one product of a single row takes in each format."""
+    plain, fp16, int8 = (milliseconds[name] for name in ("plain", "fp16", "int8"))
+    figures = f"{plain:.2f} ms a matrix as loaded, {fp16:.2f} in fp16, {int8:.2f} in int8"
+    name = "int8" if int8 <= CLEARLY_SLOWER * fp16 else "fp16"
+    if min(fp16, int8) > plain:
+        reason = f"The weights as loaded answer fastest ({figures})."
+        return AnswerChoice("same", milliseconds, reason)
+    return AnswerChoice(name, milliseconds, f"{name} weights answer fast here ({figures}).")
 
 
 def machine_key() -> str:

@@ -21,7 +21,7 @@ from engine.cache import DocCache, LayerCache
 from engine.errors import NotEnoughDisk, SnapshotCorrupt
 from engine.generate import forward
 from engine.prefill import PrefillConfig
-from engine.quantisation import RECENT_TOKENS, QuantConfig
+from engine.quantisation import QuantConfig
 from engine.rows import Rows
 from kernels.quantise import Codes, Frame
 
@@ -241,7 +241,7 @@ def _rebuilt(manifest: dict[str, Any], tensors: dict[str, Tensor], model: Loaded
             tensors["token_ids"],
             tensors.get("last_logits"),
             {k.removeprefix("scorer."): t for k, t in tensors.items() if k.startswith("scorer.")},
-            QuantConfig(*bits.values(), quant.get("recent_tokens", RECENT_TOKENS)),
+            QuantConfig(bits["keys"], bits["values"], quant["recent_tokens"]),
         )
         cache.check()
     except (KeyError, AssertionError) as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.commands.common import (
+    ANSWER_WEIGHTS,
     CommandFailed,
     StopSwitch,
     add_json,
@@ -47,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
     group.add_argument("--top-p", type=float, default=1.0)
     group.add_argument("--repetition-penalty", type=float, default=1.0)
+    group.add_argument(
+        "--answer-weights",
+        choices=ANSWER_WEIGHTS,
+        default="auto",
+        help="what answers are computed with on the CPU; reading uses --weights",
+    )
     group.add_argument("--seed", type=int, help="makes a drawn answer repeatable")
 
 

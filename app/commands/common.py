@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # The engine has the last word on these names; here they are for --help, without importing it.
 WEIGHTS = ("auto", "fp32", "bf16", "int8", "nf4")
+ANSWER_WEIGHTS = ("auto", "stock", "same", "fp16", "int8", "int4")
 ALLOCATIONS = ("uniform", "per_layer", "global", "profile")
 POSITIONS = ("auto", "original", "compact")
 
@@ -167,7 +168,8 @@ def make_reader(
     from app.service import Reader
 
     announce = progress.say if progress is not None else say
-    return Reader(library, read_settings(args), announce=announce)
+    asked = getattr(args, "answer_weights", None)  # commands that only read have none
+    return Reader(library, read_settings(args), answer_weights=asked, announce=announce)
 
 
 class StopSwitch:

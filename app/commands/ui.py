@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
 
     with opened_library(args) as library:
         worker = Worker(
-            Reader(library, ReadSettings(model=args.model), announce=say),
+            Reader(library, ReadSettings(model=args.model), answer_weights="auto", announce=say),
             history_tokens=HISTORY_TOKENS,
         )
         try:

@@ -294,3 +294,10 @@ def test_the_number_of_parameters_tells_how_many_matrices(name: str, tied: bool)
 
     spec = find(name)
     assert spec is not None and spec.tied is tied
+
+
+def test_the_answer_formats_of_the_command_are_those_of_the_engine() -> None:
+    from app.commands.common import ANSWER_WEIGHTS
+    from engine.decoding import ANSWER_FORMATS
+
+    assert ANSWER_WEIGHTS == ANSWER_FORMATS

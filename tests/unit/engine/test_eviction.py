@@ -194,3 +194,11 @@ def test_auto_positions_stay_original_while_question_and_answer_fit() -> None:
     rules = config("uniform")
     assert rules.resolve_positions(30_000, 32_768) == "original"
     assert rules.resolve_positions(31_000, 32_768) == "compact"
+
+
+def test_an_infinite_score_does_not_push_out_what_is_protected() -> None:
+    scores = torch.full((20,), torch.inf)
+    entries = [[HeadEntries(scores, torch.arange(20))]]
+    config = EvictionConfig(6, "uniform", sink_tokens=2, stabilizer_tokens=2, local_tokens=2)
+    kept = select(entries, config, 20, last=True)[0][0].tolist()
+    assert {0, 1, 18, 19} <= set(kept) and len(kept) == 6

@@ -1,0 +1,90 @@
+"""Which decoder answers: the lean one for a known model on the CPU, else the model's modules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from engine.errors import InvalidSetting
+from engine.generate import Decoder, StockDecoder
+from engine.lean import LeanDecoder, NotLean
+from engine.memory import available_memory
+from engine.numeric import pick_answer_format
+from engine.weights import linear_parameters
+
+if TYPE_CHECKING:
+    from engine.lean import LeanFormat
+    from engine.loader import LoadedModel
+
+ANSWER_FORMATS = ("auto", "stock", "same", "fp16", "int8", "int4")
+MEMORY_SHARE = 0.5  # of the free memory that packed copies may take under "auto"
+
+
+@dataclass(frozen=True)
+class DecoderChoice:
+    """model, its decoder; format: one of ANSWER_FORMATS but auto; reason: one for the user."""
+
+    model: LoadedModel
+    decoder: Decoder
+    format: str
+    reason: str
+
+
+def choose_decoder(
+    model: LoadedModel, wanted: str = "auto", *, cache_file: Path | None = None
+) -> DecoderChoice:
+    """Settle how answers are computed; packing takes seconds, so the choice is kept.
+
+    cache_file  remembers what this machine was measured to answer fastest with
+    Raises      InvalidSetting for an unknown format, or for one this model cannot have
+    """
+    check_answer_format(wanted)
+    if wanted == "stock" or (wanted == "auto" and model.device != "cpu"):
+        where = "as asked" if wanted == "stock" else f"on {model.device}"
+        return _stock(model, f"Answers through the model's own modules, {where}.")
+    if wanted != "auto":
+        try:
+            return _lean(model, wanted)
+        except NotLean as problem:
+            raise InvalidSetting(
+                f"This model cannot answer in {wanted}: {problem.cause}",
+                "Leave the choice to the program.",
+            ) from problem
+    format = pick_answer_format(cache_file).name
+    need, free = _packed_bytes(model, format), available_memory("cpu")
+    if need > MEMORY_SHARE * free:
+        size = f"{need >> 20} MiB of {format} weights beside it would not fit"
+        return _stock(model, f"Answers through the model's own modules: {size}.")
+    try:
+        return _lean(model, format)
+    except NotLean as problem:
+        return _stock(model, f"Answers through the model's own modules: {problem.cause}")
+
+
+def check_answer_format(wanted: str) -> None:
+    """Raise InvalidSetting, listing the formats, unless wanted is one of ANSWER_FORMATS."""
+    if wanted not in ANSWER_FORMATS:
+        raise InvalidSetting(
+            f"answer weights '{wanted}' are not known.",
+            f"Choose one of {', '.join(ANSWER_FORMATS)}.",
+        )
+
+
+def _lean(model: LoadedModel, format: str) -> DecoderChoice:
+    lean = LeanDecoder(model, cast("LeanFormat", format))
+    notes = " ".join(["", *lean.notes])
+    size = f"{lean.nbytes >> 20} MiB, packed in {lean.build_s:.1f} s"
+    how = "the model's own weights" if format == "same" else f"weights in {format} ({size})"
+    return DecoderChoice(model, lean, format, f"Answers with {how}.{notes}")
+
+
+def _stock(model: LoadedModel, reason: str) -> DecoderChoice:
+    return DecoderChoice(model, StockDecoder(model), "stock", reason)
+
+
+def _packed_bytes(model: LoadedModel, format: str) -> int:
+    """What the packed copies take, about."""
+    width = {"same": 0, "int8": 1, "fp16": 2}[format]
+    geometry = model.geometry
+    return width * (linear_parameters(geometry) + geometry.vocab_size * geometry.hidden_size)

@@ -1,0 +1,215 @@
+"""Decoding on the CPU without the model's modules: packed weights, few calls for each layer.
+
+What a token costs on a CPU is the bytes of the weights and, in a small model, the calls around
+them. Here projections of the same input are one matrix, in a format of kernels.linear, and a layer
+is a dozen calls. Attention, rotary and cache are the store's, exactly as with the stock modules.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from engine.attention import Store
+from engine.errors import InvalidSetting
+from engine.layer_weights import Activation, LayerWeights, Norm, NotLean, read_decoder
+from kernels.linear import Format, PackedLinear, linear, pack
+
+if TYPE_CHECKING:
+    from engine.loader import LoadedModel
+
+__all__ = ["FORMATS", "LeanDecoder", "LeanFormat", "NotLean"]
+
+LeanFormat = Literal["same", "fp16", "int8", "int4"]
+FORMATS: tuple[LeanFormat, ...] = ("same", "fp16", "int8", "int4")
+_CHUNK_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Projections as one matrix each, or as the model's own matrices side by side."""
+
+    qkv: tuple[PackedLinear, ...]
+    out: tuple[PackedLinear, ...]
+    gate_up: tuple[PackedLinear, ...]
+    down: tuple[PackedLinear, ...]
+    attention_norm: Norm
+    mlp_norm: Norm
+    q_norm: Norm | None
+    k_norm: Norm | None
+    activation: Activation
+    scale: float
+
+    @property
+    def packed(self) -> tuple[PackedLinear, ...]:
+        return (*self.qkv, *self.out, *self.gate_up, *self.down)
+
+
+class LeanDecoder:
+    """A causal model of a served family, run from its weights.
+
+    format       same: the model's own tensors, nothing is copied; fp16, int8, int4: packed copies
+                 (kernels.linear); the model itself stays usable beside it
+    head_format  of the output head; by default that of the layers, but int8 where those are int4,
+                 since an error in the head goes straight into the logits
+    notes        sentences on matrices that could not be packed as asked; mostly empty
+    build_s      seconds that reading and packing took
+    Raises NotLean if the model does anything this decoder does not know.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        format: LeanFormat = "fp16",
+        *,
+        head_format: LeanFormat | None = None,
+        group: int = 32,
+    ) -> None:
+        started = time.perf_counter()
+        if head_format is None:
+            head_format = "int8" if format == "int4" else format
+        for name in (format, head_format):
+            if name not in FORMATS:
+                raise InvalidSetting(f"'{name}' is none of {', '.join(FORMATS)}.")
+        weights = read_decoder(model)
+        geometry = model.geometry
+        self.format, self.head_format = format, head_format
+        self._head_dim = geometry.head_dim
+        self._qkv_heads = (geometry.n_q_heads, geometry.n_kv_heads, geometry.n_kv_heads)
+        self._embedding = weights.embedding
+        self._norm = weights.norm
+        with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as workers:
+            head = workers.submit(_packed, (weights.head,), head_format, group)  # the longest
+            layers = [workers.submit(_packed_layer, x, format, group) for x in weights.layers]
+            self._layers = [layer.result() for layer in layers]
+            self._head = head.result()
+        self.build_s = time.perf_counter() - started
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held in addition to the model's own."""
+        layers = sum(p.nbytes for layer in self._layers for p in layer.packed)
+        head = sum(p.nbytes for p in self._head)
+        return (self.format != "same") * layers + (self.head_format != "same") * head
+
+    @property
+    def notes(self) -> list[str]:
+        """Why some matrices are not in the format asked for, each reason once."""
+        packed = [*self._head, *(p for layer in self._layers for p in layer.packed)]
+        return list(dict.fromkeys(p.reason for p in packed if p.reason))
+
+    @torch.inference_mode()
+    def forward(self, store: Store, token_ids: Sequence[int] | Tensor) -> Tensor:
+        """Append tokens to a store; returns the logits after the last one, [vocab] fp32."""
+        return self._logits(self.hidden(store, token_ids)[-1:])[0]
+
+    @torch.inference_mode()
+    def forward_all(self, store: Store, token_ids: Sequence[int] | Tensor) -> Tensor:
+        """Append tokens to a store; returns the logits after each of them, [n, vocab] fp32."""
+        return self._logits(self.hidden(store, token_ids))
+
+    @torch.inference_mode()
+    def hidden(self, store: Store, token_ids: Sequence[int] | Tensor) -> Tensor:
+        """Append tokens to a store; the last layer's output [n, hidden_size], before the norm.
+
+        More than 512 tokens go through the layers in pieces. `store` is a CacheView, or anything
+        that attends for a row of tokens.
+        """
+        ids = torch.as_tensor(token_ids, dtype=torch.int64)
+        if not len(ids):
+            raise InvalidSetting("A prompt needs at least one token.")
+        pieces = [self._run(store, piece) for piece in ids.split(_CHUNK_TOKENS)]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _run(self, store: Store, ids: Tensor) -> Tensor:
+        hidden = functional.embedding(ids, self._embedding)
+        for number, layer in enumerate(self._layers):
+            x = _rms_norm(hidden, layer.attention_norm)
+            if store.wants_hidden:
+                store.see_hidden(number, x)
+            hidden += self._attention(store, number, layer, x)
+            x = _rms_norm(hidden, layer.mlp_norm)
+            gate, up = _project(x, layer.gate_up, 2)
+            hidden += linear(layer.activation(gate).mul_(up), layer.down[0])
+        return hidden
+
+    def _attention(self, store: Store, number: int, layer: _Layer, x: Tensor) -> Tensor:
+        n = len(x)
+        q, k, v = (
+            part.view(n, -1, self._head_dim)
+            for part in _project(x, layer.qkv, [h * self._head_dim for h in self._qkv_heads])
+        )
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q, k = _rms_norm(q, layer.q_norm), _rms_norm(k, layer.k_norm)
+        out = store.attend(
+            number, q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), layer.scale
+        )
+        return linear(out.transpose(0, 1).reshape(n, -1), layer.out[0])
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return linear(_rms_norm(hidden, self._norm), self._head[0]).float()
+
+
+def _rms_norm(x: Tensor, norm: Norm) -> Tensor:
+    """Over the last dimension, in fp32; the weight multiplies what was rounded to x's dtype."""
+    if x.dtype == torch.float32:
+        return functional.rms_norm(x, norm.weight.shape, norm.weight, norm.eps)
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.eps)
+    return norm.weight * wide.to(x.dtype)
+
+
+def _project(
+    x: Tensor, parts: tuple[PackedLinear, ...], split: list[int] | int
+) -> Sequence[Tensor]:
+    """x [n, in] -> the outputs of several projections; split: their widths, or how many equal."""
+    if len(parts) > 1:
+        return [linear(x, part) for part in parts]
+    y = linear(x, parts[0])
+    return y.chunk(split, dim=-1) if isinstance(split, int) else y.split(split, dim=-1)
+
+
+def _packed_layer(layer: LayerWeights, format: LeanFormat, group: int) -> _Layer:
+    return _Layer(
+        qkv=_packed(layer.qkv, format, group),
+        out=_packed((layer.out,), format, group),
+        gate_up=_packed(layer.gate_up, format, group),
+        down=_packed((layer.down,), format, group),
+        attention_norm=layer.attention_norm,
+        mlp_norm=layer.mlp_norm,
+        q_norm=layer.q_norm,
+        k_norm=layer.k_norm,
+        activation=layer.activation,
+        scale=layer.scale,
+    )
+
+
+@torch.inference_mode()
+def _packed(parts: Sequence[nn.Linear], format: LeanFormat, group: int) -> tuple[PackedLinear, ...]:
+    """Projections of one input: as they are, or as one packed matrix."""
+    if format == "same":
+        return tuple(pack(part.weight, "plain", bias=part.bias) for part in parts)
+    wanted: Format = format
+    if len(parts) == 1:
+        return (pack(parts[0].weight, wanted, bias=parts[0].bias, group=group),)
+    weight = torch.cat([part.weight for part in parts])
+    return (pack(weight, wanted, bias=_joined_bias(parts), group=group),)
+
+
+def _joined_bias(parts: Sequence[nn.Linear]) -> Tensor | None:
+    """Biases side by side, zeros for a projection without one; None if none has one."""
+    if all(part.bias is None for part in parts):
+        return None
+    return torch.cat(
+        [
+            part.weight.new_zeros(part.out_features) if part.bias is None else part.bias
+            for part in parts
+        ]
+    )

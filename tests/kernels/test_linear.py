@@ -1,0 +1,133 @@
+"""Packed linear layers: the operators against plain torch, and what does not fit is said."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kernels.linear import (
+    Format,
+    linear,
+    pack,
+    rounded,
+    seconds_per_call,
+)
+
+FORMATS: tuple[Format, ...] = ("plain", "fp16", "int8", "int4")
+HAS_FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines
+# Of the result: bf16 rounds inputs and outputs of the int8 and int4 operators, each by 2^-9.
+TOLERANCE = {"plain": 1e-6, "fp16": 2e-6, "int8": 6e-3, "int4": 6e-3}
+
+
+def some(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def skip_without_operator(chosen: Format) -> None:
+    if chosen == "fp16" and not HAS_FBGEMM:
+        pytest.skip("this torch build has no fbgemm")
+
+
+@pytest.mark.parametrize("chosen", FORMATS)
+@pytest.mark.parametrize(("n_out", "n_in"), [(16, 32), (48, 64), (112, 896), (80, 192)])
+@pytest.mark.parametrize("n", [1, 2, 5, 33])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_packed_layer_is_its_reference(
+    chosen: Format, n_out: int, n_in: int, n: int, biased: bool
+) -> None:
+    skip_without_operator(chosen)
+    weight, x = some(n_out, n_in), some(n, n_in, seed=1)
+    bias = some(n_out, seed=2) * 9 if biased else None
+    packed = pack(weight, chosen, bias=bias)
+    assert packed.format == chosen and packed.reason == ""
+    expected = x @ rounded(weight, chosen).T + (0 if bias is None else bias)
+    found = linear(x, packed)
+    assert found.dtype == x.dtype and found.shape == (n, n_out)
+    assert relative(found, expected) < TOLERANCE[chosen]
+
+
+@pytest.mark.parametrize("chosen", FORMATS)
+def test_bf16_activations_give_bf16_results(chosen: Format) -> None:
+    skip_without_operator(chosen)
+    weight, bias = some(48, 64).bfloat16(), some(48, seed=2).bfloat16()
+    x = some(3, 64, seed=1).bfloat16()
+    found = linear(x, pack(weight, chosen, bias=bias))
+    assert found.dtype == torch.bfloat16
+    expected = x.float() @ rounded(weight, chosen).T + bias.float()
+    assert relative(found.float(), expected) < 1e-2
+
+
+def test_int8_errs_by_half_a_step_at_most() -> None:
+    weight = some(70, 64) * torch.logspace(-4, 3, 70)[:, None]
+    step = weight.abs().amax(1, keepdim=True) / 127
+    # bf16 rounds the step, by at most 2^-9 of it
+    assert bool(((rounded(weight, "int8") - weight).abs() <= 0.502 * step).all())
+
+
+@pytest.mark.parametrize("group", [32, 64])
+def test_int4_errs_by_about_half_a_step_at_most(group: int) -> None:
+    weight = some(48, 128) + 0.5
+    grouped = weight.reshape(48, -1, group)
+    step = (grouped.amax(-1) - grouped.amin(-1)) / 15
+    # bf16 rounds zero and step: 8 steps may shift by 8 / 2^9 of one, and zero by as much
+    bound = 0.55 * step.repeat_interleave(group, dim=1)
+    assert bool(((rounded(weight, "int4", group) - weight).abs() <= bound).all())
+    x = some(2, 128, seed=1)
+    found = linear(x, pack(weight, "int4", group=group))
+    assert relative(found, x @ rounded(weight, "int4", group).T) < TOLERANCE["int4"]
+
+
+@pytest.mark.parametrize("chosen", ["int8", "int4"])
+def test_rows_of_zeros_stay_zeros(chosen: Format) -> None:
+    weight = some(16, 32)
+    weight[3] = 0.0
+    assert bool((rounded(weight, chosen)[3] == 0).all())
+    assert bool((linear(some(2, 32), pack(weight, chosen))[:, 3] == 0).all())
+
+
+@pytest.mark.parametrize(
+    ("n_out", "n_in", "wanted", "taken", "words"),
+    [
+        (97, 64, "int4", "int8", "outputs in multiples of 16"),
+        (96, 48, "int4", "int8", "whole groups"),
+        (17, 31, "int4", "plain", "inputs in multiples of 16"),
+        (17, 24, "int8", "plain", "inputs in multiples of 16"),
+        (96, 64, "int4", "int4", ""),
+        (97, 48, "int8", "int8", ""),
+    ],
+)
+def test_what_does_not_fit_is_packed_wider_and_says_so(
+    n_out: int, n_in: int, wanted: Format, taken: Format, words: str
+) -> None:
+    weight, x = some(n_out, n_in), some(3, n_in, seed=1)
+    packed = pack(weight, wanted)
+    assert packed.format == taken and words in packed.reason
+    assert bool(packed.reason) == (wanted != taken)
+    assert relative(linear(x, packed), x @ rounded(weight, taken).T) < TOLERANCE[taken]
+
+
+def test_a_weight_beyond_fp16_stays_plain() -> None:
+    skip_without_operator("fp16")
+    weight = some(16, 32)
+    weight[0, 0] = -7e4
+    packed = pack(weight, "fp16")
+    assert packed.format == "plain" and "largest weight" in packed.reason
+
+
+def test_plain_shares_and_the_others_are_smaller() -> None:
+    weight = some(64, 256)
+    assert pack(weight, "plain").weight is weight
+    sizes = {chosen: pack(weight, chosen).nbytes for chosen in FORMATS}
+    assert sizes["plain"] == 4 * 64 * 256
+    assert sizes["int8"] == 64 * 256 + 2 * 64
+    assert sizes["int4"] == 64 * 256 // 2 + 64 * (256 // 32) * 4
+    if HAS_FBGEMM:
+        assert sizes["fp16"] == 2 * 64 * 256
+
+
+def test_a_call_takes_time() -> None:
+    assert 0 < seconds_per_call("int8", n_out=64, n_in=64, calls=2) < 1
