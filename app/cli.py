@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from app.commands import (
     ask,
+    bench,
     delete,
     doctor,
     eval,
@@ -33,6 +34,7 @@ _COMMANDS = (
     models,
     train_heads,
     eval,
+    bench,
     questions,
     doctor,
 )
