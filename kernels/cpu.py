@@ -9,10 +9,43 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kernels.reference import merge
+
+LONGEST_SHORT_QUERY = 64  # rows: a token's query group, or a few tokens'
+SHORTEST_STRETCH = 512
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """See kernels.reference.attend; q, k, v [n_heads, n, head_dim], one dtype."""
-    return _fused(q, k, v, scale, causal=False)
+    """See kernels.reference.attend; q, k, v [n_heads, n, head_dim], one dtype.
+
+    aten gives one head's few queries to one thread. So for short queries the keys are cut into
+    stretches that look like heads, and joined by log-sum-exp (flash-decoding).
+    """
+    n = _stretches(len(q), q.shape[1], k.shape[1])
+    return _fused(q, k, v, scale, causal=False) if n == 1 else _in_stretches(q, k, v, scale, n)
+
+
+def _stretches(n_heads: int, n_q: int, n_k: int) -> int:
+    """Into how many stretches the keys of a head are cut."""
+    if n_q > LONGEST_SHORT_QUERY or torch.get_num_threads() == 1:
+        return 1
+    wanted = 2 * torch.get_num_threads() // n_heads
+    return max(1, min(wanted, n_k // SHORTEST_STRETCH))
+
+
+def _in_stretches(q: Tensor, k: Tensor, v: Tensor, scale: float, n: int) -> tuple[Tensor, Tensor]:
+    heads, n_k, dim = k.shape
+    length = n_k // n
+    cut_k, cut_v = (x[:, : n * length].reshape(heads * n, length, dim) for x in (k, v))
+    outs, sums = _fused(q.repeat_interleave(n, dim=0), cut_k, cut_v, scale, causal=False)
+    outs, sums = outs.unflatten(0, (heads, n)), sums.unflatten(0, (heads, n))
+    lse = sums.logsumexp(1)
+    weights = (sums - lse[:, None]).exp()[..., None]
+    out = (outs.float() * weights).sum(1).to(q.dtype)
+    if n * length == n_k:
+        return out, lse
+    rest_k, rest_v = (x[:, n * length :] for x in (k, v))
+    return merge(out, lse, *_fused(q, rest_k, rest_v, scale, causal=False))
 
 
 def attend_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:

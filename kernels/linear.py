@@ -157,22 +157,30 @@ def int4_codes(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
 
 
 def seconds_per_call(
-    wanted: Format, *, n_out: int = 4096, n_in: int = 1024, rows: int = 1, calls: int = 8
+    wanted: Format,
+    *,
+    n_out: int = 4096,
+    n_in: int = 1024,
+    rows: int = 1,
+    copies: int = 8,
+    seconds: float = 0.25,
 ) -> float:
-    """What one call takes on this machine: the fastest of `calls`, each on weights of its own.
+    """What one call takes on this machine: the fastest within `seconds`, weights taken in turn.
 
     For choosing a format: where torch has no vectorised kernel (int8 and int4 on Windows), or the
     machine has more bandwidth than arithmetic, the narrower format is not the faster one.
     """
-    packs = [pack(torch.randn(n_out, n_in), wanted) for _ in range(calls)]
+    packs = [pack(torch.randn(n_out, n_in), wanted) for _ in range(copies)]
     x = torch.randn(rows, n_in)
     linear(x, packs[0])
-    spans = []
-    for packed in packs:
-        started = time.perf_counter()
-        linear(x, packed)
-        spans.append(time.perf_counter() - started)
-    return min(spans)
+    best = float("inf")
+    deadline = time.perf_counter() + seconds
+    while time.perf_counter() < deadline or best == float("inf"):
+        for packed in packs:
+            started = time.perf_counter()
+            linear(x, packed)
+            best = min(best, time.perf_counter() - started)
+    return best
 
 
 def _problem(weight: Tensor, chosen: Format, group: int) -> str:

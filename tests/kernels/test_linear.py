@@ -130,4 +130,4 @@ def test_plain_shares_and_the_others_are_smaller() -> None:
 
 
 def test_a_call_takes_time() -> None:
-    assert 0 < seconds_per_call("int8", n_out=64, n_in=64, calls=2) < 1
+    assert 0 < seconds_per_call("int8", n_out=64, n_in=64, copies=2, seconds=0.001) < 1
