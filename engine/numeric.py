@@ -105,7 +105,14 @@ def pick_answer_format(cache_file: Path | None) -> AnswerChoice:
     if isinstance(entry, dict) and set(entry) == {"name", "milliseconds", "reason"}:
         return AnswerChoice(**entry)
     formats: tuple[Format, ...] = ("plain", "fp16", "int8")
-    choice = choose_answer_format({f: round(1e3 * seconds_per_call(f), 3) for f in formats})
+    # On one thread: with more, a neighbour's load on one core decides which format waits longest.
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = {f: round(1e3 * seconds_per_call(f), 3) for f in formats}
+    finally:
+        torch.set_num_threads(n_threads)
+    choice = choose_answer_format(found)
     if cache_file:
         cache_file.parent.mkdir(parents=True, exist_ok=True)
         write_json(cache_file, {**known, key: asdict(choice)})
@@ -115,7 +122,9 @@ def pick_answer_format(cache_file: Path | None) -> AnswerChoice:
 def choose_answer_format(milliseconds: dict[str, float]) -> AnswerChoice:
     """Decide from what one product of a single row takes in each format."""
     plain, fp16, int8 = (milliseconds[name] for name in ("plain", "fp16", "int8"))
-    figures = f"{plain:.2f} ms a matrix as loaded, {fp16:.2f} in fp16, {int8:.2f} in int8"
+    figures = (
+        f"{plain:.2f} ms a matrix as loaded, {fp16:.2f} in fp16, {int8:.2f} in int8, one thread"
+    )
     name = "int8" if fp16 > CLEARLY_SLOWER * int8 else "fp16"
     if min(fp16, int8) > plain:
         reason = f"The weights as loaded answer fastest ({figures})."

@@ -86,17 +86,19 @@ def _device(paths: DataPaths, problems: list[dict[str, str]]) -> dict[str, Any]:
     import kernels
     from app.memory import available_bytes
     from engine.loader import pick_device
-    from engine.numeric import CACHE_NAME, cpu_name, pick_format
+    from engine.numeric import CACHE_NAME, cpu_name, pick_answer_format, pick_format
 
     device = pick_device("auto")
     cache = paths.models / CACHE_NAME if paths.models.is_dir() else None
     choice = pick_format(cache)
+    answers = pick_answer_format(cache)
     values: dict[str, Any] = {
         "device": device,
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "memory_available_bytes": available_bytes("cpu"),
         "compute_format": {"name": choice.name, "reason": choice.reason, "gflops": choice.gflops},
+        "answer_format": {"name": answers.name, "reason": answers.reason},
         "kernels": kernels.describe(device),
     }
     if device == "cuda":
@@ -218,6 +220,7 @@ def _print_report(report: dict[str, Any]) -> None:
         print(f"Memory      {report['memory_available_bytes'] / GIB:.1f} GiB available")
         form = report["compute_format"]
         print(f"Computing   {form['name']}: {form['reason']}")
+        print(f"Answers     {report['answer_format']['reason']}")
         print(f"Kernels     {report['kernels']}")
         for row in report["models"]:
             print(f"Model       {row['name']}: {row['state']}")
