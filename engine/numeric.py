@@ -109,7 +109,7 @@ def pick_answer_format(cache_file: Path | None) -> AnswerChoice:
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        found = {f: round(1e3 * seconds_per_call(f), 3) for f in formats}
+        found: dict[str, float] = {f: round(1e3 * seconds_per_call(f), 3) for f in formats}
     finally:
         torch.set_num_threads(n_threads)
     choice = choose_answer_format(found)
