@@ -8,7 +8,7 @@ decided when they are read.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from engine.quantisation import QuantConfig
 from engine.rotary import Rotary
 from engine.rows import Rows
 from kernels.quantise import frame_of
+
+if TYPE_CHECKING:
+    from engine.fused import FusedLayer
 
 
 @dataclass
@@ -102,7 +105,7 @@ class DocCache:
     scorer_state: dict[str, Tensor] = field(default_factory=dict)
     quant: QuantConfig = field(default_factory=QuantConfig)
     frozen: bool = False
-    _readable: list[ReadLayer] = field(default_factory=list, repr=False)
+    _readable: list[ReadLayer | FusedLayer] = field(default_factory=list, repr=False)
 
     @classmethod
     def empty(
@@ -174,7 +177,7 @@ class DocCache:
         if not self.frozen:
             raise AssertionError("only a frozen cache can be asked")
         if not self._readable:
-            self._readable = [ReadLayer.of(self, layer) for layer in self.layers]
+            self._readable = [_readable(self, layer) for layer in self.layers]
         return CacheView(self, self._readable)
 
     def check(self) -> None:
@@ -219,7 +222,7 @@ class ReadLayer:
             positions = _read_positions(cache, layer, rows, (n_heads, length))
             keys.append(cache.rotary.rotate(k, positions))
             values.append(layer.values.block(first, n_heads, cache.compute_dtype))
-        return cls(keys, values, _first_free_positions(cache, layer))
+        return cls(keys, values, first_free_positions(cache, layer))
 
     def attend(self, packed_q: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
         """packed_q [n_kv_heads, group * n, head_dim], rotated -> output and log-sum-exp.
@@ -237,6 +240,16 @@ class ReadLayer:
             return parts[0]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
+    def flat(self, offsets: tuple[int, ...]) -> kernels.History | None:
+        """Head after head in flat tensors; None if there is nothing."""
+        if not offsets[-1]:
+            return None
+        keys, values = (
+            torch.cat([block.flatten(0, 1) for block in side]) for side in (self.keys, self.values)
+        )
+        where = torch.tensor(offsets, dtype=torch.int32, device=keys.device)
+        return kernels.History(keys, values, where)
+
     def heads(self) -> list[Tensor]:
         """The rotated keys of each KV head: [1, length, head_dim]."""
         return [k for block in self.keys for k in block.split(1)]
@@ -244,6 +257,15 @@ class ReadLayer:
     def value_heads(self) -> list[Tensor]:
         """The values of each KV head: [1, length, head_dim]."""
         return [v for block in self.values for v in block.split(1)]
+
+
+def _readable(cache: DocCache, layer: LayerCache) -> ReadLayer | FusedLayer:
+    """As the backend reads it: as it is stored, or decoded and turned once for all questions."""
+    from engine.fused import FusedLayer
+
+    if kernels.fuses(layer.positions.device) and FusedLayer.fits(cache, layer):
+        return FusedLayer.of(cache, layer)
+    return ReadLayer.of(cache, layer)
 
 
 def _even_runs(lengths: list[int]) -> list[tuple[int, int, int]]:
@@ -266,7 +288,7 @@ def _read_positions(
     return torch.arange(shape[1], device=layer.positions.device).expand(shape)
 
 
-def _first_free_positions(cache: DocCache, layer: LayerCache) -> Tensor:
+def first_free_positions(cache: DocCache, layer: LayerCache) -> Tensor:
     """Rotary position of the next token for each KV head: [n_kv_heads, 1] int64."""
     if cache.positions_mode == "original":
         values = [cache.n_seen] * cache.geometry.n_kv_heads
@@ -294,7 +316,7 @@ class CacheView:
 
     wants_hidden = False
 
-    def __init__(self, cache: DocCache, readable: list[ReadLayer]) -> None:
+    def __init__(self, cache: DocCache, readable: list[ReadLayer | FusedLayer]) -> None:
         self.cache = cache
         self._readable = readable
         self._tail_k: list[Tensor | None] = [None] * len(readable)
@@ -307,7 +329,7 @@ class CacheView:
         tail = self._tail_k[-1]
         return 0 if tail is None else tail.shape[1]
 
-    def entries(self, layer: int) -> ReadLayer:
+    def entries(self, layer: int) -> ReadLayer | FusedLayer:
         """The document's entries of a layer as this view reads them."""
         return self._readable[layer]
 

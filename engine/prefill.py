@@ -254,13 +254,12 @@ class ChunkStore:
         positions = entries.start + torch.arange(k.shape[1], device=k.device)
         q_rot = rotate_group(cache.rotary, q, positions)
         k_rot = cache.rotary.rotate(k, positions)
-        packed = pack(q_rot, geometry.n_kv_heads)
-        within = attend_within(q_rot, k_rot, v, scale, geometry.n_kv_heads)
-        history = entries.attend(packed, scale)
-        if history is None:
-            out, lse = within
+        if kernels.fuses(k.device):
+            history = entries.flat(cache.layers[layer].offsets)
+            out, each = kernels.attend_chunk(q_rot, k_rot, v, history, scale)
+            lse = each.reshape(geometry.n_kv_heads, -1)
         else:
-            out, lse = kernels.merge(*history, *within)
+            out, lse = _attend_in_parts(entries, q_rot, k_rot, v, scale)
         mass: tuple[Tensor | None, list[Tensor]] = (None, [])
         if self.scorer.wants_mass:
             mass = _mass(entries, q_rot, k_rot, lse, scale)
@@ -383,6 +382,16 @@ def stored(x: Tensor, dtype: torch.dtype) -> Tensor:
             "Store the cache in bf16 or fp32 (kv_dtype).",
         )
     return stored
+
+
+def _attend_in_parts(
+    entries: ReadLayer, q: Tensor, k: Tensor, v: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Kept entries and the chunk apart, merged: [n_kv_heads, group * n, d], log-sum-exp."""
+    n_kv_heads = len(k)
+    within = attend_within(q, k, v, scale, n_kv_heads)
+    history = entries.attend(pack(q, n_kv_heads), scale)
+    return within if history is None else kernels.merge(*history, *within)
 
 
 def _mass(

@@ -1,7 +1,7 @@
 """Pure functions on tensors, one facade. Knows no model, no cache class and no file.
 
-The backend is chosen by the device of the queries: the fused CPU kernel where it applies, the
-plain reference everywhere else. `describe` says which and why; `force` is for tests.
+The backend is chosen once for a kind of device (kernels.choice): the fused CPU kernels, Triton, or
+the plain reference. `describe` says which and why; `force` is for tests.
 """
 
 from __future__ import annotations
@@ -12,28 +12,49 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from kernels import cpu, reference
+from kernels import chunk, cpu, ragged, reference
+from kernels.choice import backend_of
+from kernels.chunk import History
+from kernels.ragged import RaggedEntries
 from kernels.reference import key_mass, merge
 
-__all__ = ["attend", "attend_causal", "backend_for", "describe", "force", "key_mass", "merge"]
+__all__ = [
+    "History",
+    "RaggedEntries",
+    "attend",
+    "attend_causal",
+    "attend_chunk",
+    "attend_ragged",
+    "backend_for",
+    "describe",
+    "force",
+    "fuses",
+    "key_mass",
+    "merge",
+]
 
 _forced: str | None = None
-_FUSED_DTYPES = (torch.float32, torch.bfloat16)
+_FUSED_DTYPES = (torch.float32, torch.bfloat16)  # of aten's CPU kernel
 
 
 def backend_for(q: Tensor) -> str:
-    """Name of the backend that serves these queries: "cpu" or "reference"."""
+    """Name of the backend that serves these queries: "cpu", "triton" or "reference"."""
     if _forced is not None:
         return _forced
-    fused = q.device.type == "cpu" and q.dtype in _FUSED_DTYPES
-    return "cpu" if fused else "reference"
+    if q.device.type == "cpu" and q.dtype not in _FUSED_DTYPES:
+        return "reference"
+    return backend_of(q.device.type).name
+
+
+def fuses(device: torch.device) -> bool:
+    """Whether entries are read as they are stored: decoded and turned inside the kernel."""
+    return (_forced or backend_of(device.type).name) == "triton"
 
 
 def describe(device: str = "cpu") -> str:
     """One line for `doctor`: the backend on this device and the reason."""
-    if device == "cpu":
-        return "cpu: aten's fused attention with log-sum-exp, query groups packed into rows"
-    return f"reference: plain torch attention (no fused kernel of ours for {device} yet)"
+    backend = backend_of(device)
+    return f"{backend.name}: {backend.reason}"
 
 
 @contextmanager
@@ -60,3 +81,28 @@ def attend_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor
     """Causal attention of n tokens over themselves; shapes as in `attend` with n_k = n_q."""
     module = cpu if backend_for(q) == "cpu" else reference
     return module.attend_causal(q, k, v, scale)
+
+
+def attend_ragged(
+    q: Tensor, entries: RaggedEntries, scale: float, *, longest: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Short queries over stored entries of ragged heads (kernels.ragged).
+
+    longest  length of the longest head, where the caller knows it
+    """
+    if backend_for(q) == "triton":
+        from kernels import triton_ragged
+
+        return triton_ragged.attend_ragged(q, entries, scale, longest=longest)
+    return ragged.attend_ragged(q, entries, scale)
+
+
+def attend_chunk(
+    q: Tensor, k: Tensor, v: Tensor, history: History | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """A chunk over its history and causally over itself, without repeated keys (kernels.chunk)."""
+    if backend_for(q) == "triton":
+        from kernels import triton_chunk
+
+        return triton_chunk.attend_chunk(q, k, v, history, scale)
+    return chunk.attend_chunk(q, k, v, history, scale)

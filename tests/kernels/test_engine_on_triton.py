@@ -1,0 +1,72 @@
+"""The engine on the Triton kernels: a document read and asked as on the CPU."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+import torch
+
+from engine.cache import ReadLayer
+from engine.eviction import EvictionConfig
+from engine.fused import FusedLayer
+from engine.generate import forward
+from engine.prefill import PrefillConfig, prefill
+from engine.quantisation import QuantConfig
+from engine.scorers.keydiff import KeyDiffScorer
+from tests.fakes import tiny_model, tokens
+from tests.kernels import aot
+
+if find_spec("triton") is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+aot.interpret_without_gpu()
+
+import kernels  # noqa: E402
+
+TEXT, QUESTION = tokens(90), tokens(3, 5)
+BITS = [(16, 16), (8, 4), (2, 2)]
+
+
+def read(model: Any, bits: tuple[int, int], positions: Any) -> Any:
+    eviction = EvictionConfig(
+        40, "global", positions=positions, sink_tokens=2, stabilizer_tokens=4, local_tokens=4
+    )
+    quant = QuantConfig(*bits, recent_tokens=10)
+    return prefill(model, TEXT, PrefillConfig(48, eviction, "fp16", quant), KeyDiffScorer())
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("positions", ["original", "compact"])
+def test_the_logits_are_those_of_the_cpu(bits: tuple[int, int], positions: str) -> None:
+    model: Any = tiny_model(hidden_size=256)  # heads of 64
+    cache = read(model, bits, positions)
+    assert isinstance(cache.view().entries(0), ReadLayer)
+    expected = forward(model, cache.view(), QUESTION)
+    cache._readable = []
+    with kernels.force("triton"):
+        view = cache.view()
+        assert isinstance(view.entries(0), FusedLayer)
+        found = forward(model, view, QUESTION)
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=2e-3)
+
+
+def test_a_document_is_read_to_the_same_cache() -> None:
+    model: Any = tiny_model(hidden_size=256)
+    expected = read(model, (8, 4), "original")
+    with kernels.force("triton"):
+        found = read(model, (8, 4), "original")
+    for a, b in zip(expected.layers, found.layers, strict=True):
+        assert torch.equal(a.positions, b.positions)
+        for head in range(2):
+            for x, y in ((a.keys, b.keys), (a.values, b.values)):
+                one, other = (rows.floats(head, torch.float32) for rows in (x, y))
+                torch.testing.assert_close(other, one, atol=0.03, rtol=0.03)
+    torch.testing.assert_close(found.last_logits, expected.last_logits, atol=1e-2, rtol=1e-2)
+
+
+def test_sides_that_settle_differently_are_decoded_first() -> None:
+    model: Any = tiny_model(hidden_size=256)
+    cache = read(model, (8, 16), "original")
+    with kernels.force("triton"):
+        assert isinstance(cache.view().entries(0), ReadLayer)
