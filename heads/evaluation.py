@@ -90,6 +90,8 @@ class EvalSettings:
         if self.oracle is not None and self.oracle not in ORACLES:
             known = ", ".join(sorted(ORACLES)) or "none yet"
             raise ScorerUnavailable(f"There is no oracle '{self.oracle}'.", f"Known: {known}.")
+        for bits in self.kv_bits:
+            parse_kv_bits(bits)
         if self.read_twice and not self.chunked:
             raise InvalidSetting(
                 "A second reading follows a chunked one; a full cache is pruned without it.",

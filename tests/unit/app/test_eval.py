@@ -91,6 +91,7 @@ def test_a_log_spares_the_second_run_the_reading(
         (["--no-full"], 2, "full reading"),
         (["--read-twice"], 2, "Add --chunked"),
         (["--refit"], 2, "Add --chunked"),
+        (["--kv-bits", "8,3"], 2, "kv-bits '3'"),
     ],
 )
 def test_exit_codes(
