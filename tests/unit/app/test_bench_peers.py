@@ -20,8 +20,11 @@ from tests.unit.app.test_bench import a_bench
 from tests.unit.app.tiny_reader import tiny_loaded, use_tiny_model
 
 # Reads n tokens in n / 100 + n^2 / 1000 seconds, decodes at 4 tokens a second, saves 10 KB a token.
+# The second line is a command to sh, which takes a Python whose path has a space, and to Python a
+# string.
 FAKE = """\
-#!{python}
+#!/bin/sh
+"exec" "{python}" "$0" "$@"
 import json, sys
 seconds = lambda n: n / 100 + n * n / 1000
 n_read = 0
