@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import json
+import mmap
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +23,25 @@ from tests.unit.app.tiny_reader import tiny_loaded, use_tiny_model
 MIB = 2**20
 
 
+def held_fresh_pages(nbytes: int) -> None:
+    """Hold memory of no allocator's, which might have some resident already, for 0.2 s."""
+    with mmap.mmap(-1, nbytes) as block:
+        for first in range(0, nbytes, mmap.PAGESIZE):
+            block[first] = 1
+        time.sleep(0.2)  # long enough for the sampler to look once
+
+
 @pytest.mark.parametrize("record", [True, False])
 def test_the_meter_sees_what_was_held_for_a_moment(
     record: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not record:
         monkeypatch.setattr(memory_child, "_reset_record", lambda: False)
-    earlier = torch.ones(50 * MIB)
-    del earlier
+    held_fresh_pages(200 * MIB)
     meter = PeakMeter("cpu")
     before = meter.held()
     with meter:
-        block = torch.ones(25 * MIB)
-        for _ in range(20):  # long enough for the sampler to look once
-            block.sum()
-        del block
+        held_fresh_pages(100 * MIB)
     assert 95 * MIB < meter.peak - before < 130 * MIB, meter.by
     assert meter.held() < before + 20 * MIB
 
