@@ -94,10 +94,9 @@ def choose(gflops: dict[str, float]) -> Choice:
 def pick_answer_format(cache_file: Path | None) -> AnswerChoice:
     """What weights answers are computed with fastest on this CPU (kernels.linear).
 
-    fp16 gives the loaded weights' own answers (mean KL below 1e-6 on the default, 0.0016 in int8)
-    and is twice as fast on a question's thirty rows, so it wins unless int8 is clearly faster, as
-    where torch has no fp16 kernel. cache_file as in `pick_format`: a choice that changed from day
-    to day would change answers.
+    fp16 rounds the loaded weights least and is the faster on a question's many rows, so it wins
+    unless int8 is clearly faster, as where torch has no fp16 kernel. cache_file as in
+    `pick_format`: a choice that changed from day to day would change answers.
     """
     key = f"answers | {machine_key()}"
     known = (read_json(cache_file) or {}) if cache_file else {}

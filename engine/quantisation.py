@@ -9,7 +9,7 @@ from engine.geometry import ModelGeometry
 from kernels.quantise import row_nbytes
 
 BITS = (16, 8, 4, 2)
-KV_BITS = ("16", "8", "k8v4", "4", "2", "k4v4", "k4v2", "k2v2")  # what users are shown
+KV_BITS = ("16", "8", "k8v4", "k8v2", "4", "2", "k4v4", "k4v2", "k2v2")  # what users are shown
 RECENT_TOKENS = 128
 # From so many query heads on one key-value head on, keys stay at 8 bits unless asked otherwise:
 # an error in a key is then an error in that many attentions.

@@ -99,6 +99,10 @@ def add_read_settings(parser: argparse.ArgumentParser) -> None:
 def read_settings(args: argparse.Namespace) -> ReadSettings:
     """The settings that the flags of `add_read_settings` stand for."""
     defaults = ReadSettings()
+    if args.kv_bits != defaults.kv_bits:  # refused before a document is opened and a model loaded
+        from engine.quantisation import parse_kv_bits
+
+        parse_kv_bits(args.kv_bits)
     return ReadSettings(
         model=args.model,
         weights=args.weights,

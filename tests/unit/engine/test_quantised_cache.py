@@ -242,7 +242,7 @@ def test_what_users_write() -> None:
     assert parse_kv_bits("4", narrow) == QuantConfig(4, 4) == parse_kv_bits("k4v4", wide)
     assert parse_kv_bits("2", wide) == QuantConfig(8, 2)
     assert not parse_kv_bits("16").on and parse_kv_bits("k8v4").name == "k8v4"
-    assert [parse_kv_bits(text).name for text in KV_BITS[:4]] == ["16", "8", "k8v4", "4"]
+    assert [parse_kv_bits(text).name for text in KV_BITS[:4]] == ["16", "8", "k8v4", "k8v2"]
     for wrong in ("3", "k8", "8v4", "", "k8v5", "kv"):
         with pytest.raises(InvalidSetting, match="kv-bits"):
             parse_kv_bits(wrong)
