@@ -38,14 +38,14 @@ def test_a_set_has_all_its_documents_once(
 ) -> None:
     made = build_set(name, Request(source=shared_data / QA / source, part=part))
     assert (len(made), sum(len(d.questions) for d in made)) == (n_documents, n_questions)
-    assert len({d.context for d in made}) == len({d.id for d in made}) == len(made)
-    assert all(q.question and all(q.answers) for d in made for q in d.questions)
+    assert len({d.text for d in made}) == len({d.name for d in made}) == len(made)
+    assert all(q.text and all(q.answers) for d in made for q in d.questions)
 
 
 def test_every_task_of_leval_is_read(shared_data: Path) -> None:
     for task in leval.TASKS:
         made = leval.build(shared_data / QA / "leval", task)
-        assert made and len({d.context for d in made}) == len(made)
+        assert made and len({d.text for d in made}) == len(made)
 
 
 def test_no_text_of_qmsum_is_on_two_sides(shared_data: Path) -> None:
@@ -53,14 +53,14 @@ def test_no_text_of_qmsum_is_on_two_sides(shared_data: Path) -> None:
     train, held = (qmsum.build(folder, part, known) for part in ("train", "held"))
     # Of 61 meetings, four are also L-Eval's.
     assert (len(train), len(held)) == (45, 12)
-    kept = [qmsum.shingles(d.context) for d in held]
-    assert not any(qmsum.occurs_in(d.context, kept) for d in train)
-    meetings = [qmsum.shingles(d.context) for d in leval.build(known, "meeting_summ")]
-    assert not any(qmsum.occurs_in(d.context, meetings) for d in (*train, *held))
+    kept = [qmsum.shingles(d.text) for d in held]
+    assert not any(qmsum.occurs_in(d.text, kept) for d in train)
+    meetings = [qmsum.shingles(d.text) for d in leval.build(known, "meeting_summ")]
+    assert not any(qmsum.occurs_in(d.text, meetings) for d in (*train, *held))
 
 
 def test_no_tale_is_on_two_sides(shared_data: Path) -> None:
     folder = shared_data / QA / "fairytaleqa"
     train, val = (build_set("fairytaleqa", Request(folder, part)) for part in ("train", "val"))
-    kept = [qmsum.shingles(d.context) for d in val]
-    assert not any(qmsum.occurs_in(d.context, kept) for d in train)
+    kept = [qmsum.shingles(d.text) for d in val]
+    assert not any(qmsum.occurs_in(d.text, kept) for d in train)
