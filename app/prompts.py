@@ -12,7 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ingest import Document
 
 LAYOUT_VERSION = "2"
 
@@ -81,6 +84,11 @@ class Layout:
         ids, starts = self.document_ids(text, start, end)
         closing = self._template_ids(self._closing_text)
         return Prefix([*header, *ids, *closing], len(header), len(ids), starts)
+
+    def n_tokens(self, document: Document, pages: tuple[int, int]) -> int:
+        """Tokens of the prefix of these pages, first and last."""
+        first, last = (document.pages[number - 1] for number in pages)
+        return len(self.prefix(document.text, first.start, last.end).token_ids)
 
     def document_ids(
         self, text: str, start: int = 0, end: int | None = None

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ingest import Document
 
 
-_HOW_IT_WAS_READ = ("scorer", "eviction.", "chunk_tokens", "second_reading")
+_HOW_IT_WAS_READ = ("scorer", "eviction.", "chunk_tokens", "second_reading", "quantisation")
 
 
 @dataclass

@@ -10,7 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,13 +119,19 @@ class Reader:
     ) -> OpenSession:
         """A session for this file: restored from disk if it was read before, else read now.
 
+        A session that an earlier version read with other defaults (other heads of the same name,
+        16 bits) serves as well, and is announced.
+
         reread      read again even if there is a snapshot (or a damaged one)
         on_session  gets the session's id before the reading begins
         Raises      IngestError, EngineError, DocumentTooLong, BadPageRange; PrefillStopped after
                     the state so far was saved
         """
         stored = self._keep(Path(path), password, on_progress)
-        job = self._job(stored.document, pages, settings or self.defaults, on_progress)
+        wanted = settings or self.defaults
+        job = self._job(stored.document, pages, wanted, on_progress)
+        if not reread:
+            job = self._as_read_before(job, wanted, on_progress)
         session = self._session(job, reread, on_progress, on_session, stop)
         session.parse_s = stored.parse_s
         return session
@@ -168,8 +174,9 @@ class Reader:
     ) -> Plan:
         """What reading this file would cost; nothing is read. Raises what parsing raises."""
         stored = self._keep(Path(path), password, on_progress)
-        job = self._job(stored.document, pages, settings or self.defaults, on_progress)
-        return self._plan(job)
+        wanted = settings or self.defaults
+        job = self._job(stored.document, pages, wanted, on_progress)
+        return self._plan(self._as_read_before(job, wanted, on_progress))
 
     def forget(self, session_id: str) -> None:
         """Drop a session from memory (not from the library)."""
@@ -327,13 +334,52 @@ class Reader:
         layout = Layout(model.tokenizer)
         scorer = make_scorer(scorer_name, model, seed=0, state_dir=heads_dir)
         budget = spec.default_budget if spec else None
+        if settings.cache_mb is not None:
+            settings = _filling(settings, layout.n_tokens(document, chosen), model)
         settings = settings.resolved(budget, scorer_name, scorer.allocation)
         config = PrefillConfig(
             chunk_tokens=settings.chunk_tokens,
             eviction=eviction_config(settings, scorer.profile),
-            quant=parse_kv_bits(settings.kv_bits, model.geometry),
+            quant=parse_kv_bits(settings.kv_bits or settings.default_kv_bits, model.geometry),
         )
         return Job(document, chosen, settings, model, layout, config, scorer)
+
+    def _as_read_before(self, job: Job, wanted: ReadSettings, on_progress: OnProgress) -> Job:
+        """The job of an earlier session that serves what is wanted, or the job itself."""
+        from engine.errors import ScorerUnavailable, SnapshotMismatch
+
+        if any(
+            folder(job.session_id).exists() for folder in (self.paths.snapshot, self.paths.partial)
+        ):
+            return job
+        for record in self.library.sessions():
+            settings = ReadSettings.from_dict(record.settings)
+            same = (job.document.sha256, *job.pages) == (
+                record.document,
+                record.first_page,
+                record.last_page,
+            )
+            if not same or record.state != SESSION_READY:
+                continue
+            if not settings.meets(wanted, job.settings):
+                continue
+            try:
+                earlier = self._job(
+                    job.document,
+                    job.pages,
+                    settings,
+                    on_progress,
+                    trusted=not record.unverified,
+                )
+                earlier = check_same(earlier, record.id, self.paths.snapshot(record.id))
+            except (SnapshotMismatch, ScorerUnavailable):
+                continue  # it was made of something else: no session for this document and model
+            self.announce(
+                f"Session {record.id[:8]} was read with the defaults of an earlier version and is "
+                "used as it is; --reread reads the document anew."
+            )
+            return earlier
+        return job
 
     def _plan(self, job: Job) -> Plan:
         rate = self.library.last_rate(job.model.name)
@@ -400,3 +446,26 @@ class Reader:
             return {}
         loaded = self._model[1]
         return {"name": loaded.name, "weights": loaded.weights, "device": str(loaded.device)}
+
+
+def _filling(settings: ReadSettings, n_tokens: int, model: LoadedModel) -> ReadSettings:
+    """Entries and bits in place of megabytes."""
+    from engine.byte_budget import holding
+    from engine.prefill import PrefillConfig
+
+    assert settings.cache_mb is not None
+    bits = settings.kv_bits or ("16" if settings.refit else None)
+    fine_bytes = PrefillConfig().storage_dtype(model.compute_dtype).itemsize
+    held = holding(
+        settings.cache_mb * 1_000_000,
+        n_tokens,
+        model.geometry,
+        kv_bits=bits,
+        fine_bytes=fine_bytes,
+    )
+    return replace(
+        settings,
+        budget_tokens=held.budget_tokens,
+        kv_bits=held.quant.name,
+        cache_mb=None,
+    )

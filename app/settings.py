@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 MAX_DOCUMENT_TOKENS = 131_072
 DEFAULT_CHUNK_TOKENS = 1024
 CHECKPOINT_EVERY_CHUNKS = 8
+# At equal bytes the best answers (heads/LEADERBOARD.md); a refit needs values in 16 bits.
+DEFAULT_KV_BITS = "k8v4"
+# Sessions from before there was such a choice were read in these.
+_KV_BITS_OF_OLD = "16"
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,8 @@ class ReadSettings:
                     (heads.second_reading)
     refit           kept values take over what evicted entries gave (engine.refit)
     kv_bits         bits of keys and values (engine.quantisation.KV_BITS)
+    cache_mb        megabytes for the kept entries: entries and bits are chosen together to fill
+                    them (engine.byte_budget), and settings that name a session hold these instead
     """
 
     model: str | None = None
@@ -33,17 +39,35 @@ class ReadSettings:
     chunk_tokens: int = DEFAULT_CHUNK_TOKENS
     read_twice: bool = False
     refit: bool = False
-    kv_bits: str = "16"
+    kv_bits: str | None = None
+    cache_mb: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for the library and for JSON."""
-        return asdict(self)
+        """Plain values, for the library and for JSON; cache_mb only where it is set."""
+        values = asdict(self)
+        if self.cache_mb is None:
+            del values["cache_mb"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ReadSettings:
         """Build from stored values; unknown keys (of a newer version) are left out."""
         known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
-        return cls(**known)
+        return cls(**{"kv_bits": _KV_BITS_OF_OLD, **known})
+
+    @property
+    def default_kv_bits(self) -> str:
+        """The bits of a reading that does not ask for any."""
+        return "16" if self.refit else DEFAULT_KV_BITS
+
+    def meets(self, wanted: ReadSettings, resolved: ReadSettings) -> bool:
+        """Whether a session read with these settings serves somebody who wants others.
+
+        resolved  what is wanted, with today's defaults; bits that nobody asked for may be finer,
+                  as they were by default once
+        """
+        finer = wanted.kv_bits is None and wanted.cache_mb is None and self.kv_bits == "16"
+        return replace(self, kv_bits=resolved.kv_bits) == resolved if finer else self == resolved
 
     def resolved(
         self, default_budget: int | None, scorer: str, default_allocation: Allocation
@@ -64,6 +88,7 @@ class ReadSettings:
             budget_tokens=default_budget if self.budget_tokens is None else self.budget_tokens,
             allocation=self.allocation or default_allocation,
             scorer=scorer,
+            kv_bits=self.kv_bits or self.default_kv_bits,
         )
 
 

@@ -11,6 +11,7 @@ from app.benchmarks import ceilings, synthetic
 from app.benchmarks.bench import Bench
 from app.benchmarks.figures import figure, median, ratio, timed
 from app.plots import Line
+from app.settings import DEFAULT_KV_BITS
 from engine.errors import InvalidSetting
 from engine.memory import POSITION_BYTES, SCORE_BYTES
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from engine.generate import Generation
 
 NAME = "decode"
+KV_BITS = DEFAULT_KV_BITS
 LENGTHS = (1024, 4096, 16_384, 30_000)  # entries per layer and KV head
 SESSION_TOKENS = 131_072
 QUESTION_TOKENS = 30

@@ -15,12 +15,14 @@ from app.benchmarks.bench import Bench
 from app.benchmarks.figures import clock, figure, median, ratio
 from app.benchmarks.flops import reading_flops
 from app.plots import Line
+from app.settings import DEFAULT_KV_BITS
 
 if TYPE_CHECKING:
     from engine.cache import DocCache
     from engine.scoring import Scorer
 
 NAME = "ingest"
+KV_BITS = DEFAULT_KV_BITS
 LENGTHS = (4096, 8192, 16_384, 32_768, 65_536, 131_072)
 WINDOW_TOKENS = 8192
 COLUMNS = (

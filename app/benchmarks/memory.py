@@ -15,8 +15,10 @@ from app.benchmarks.bench import Bench
 from app.benchmarks.children import Child
 from app.benchmarks.figures import median, ratio
 from app.plots import Line
+from app.settings import DEFAULT_KV_BITS
 
 NAME = "memory"
+KV_BITS = DEFAULT_KV_BITS
 LENGTHS = (4096, 8192, 16_384, 32_768, 65_536, 131_072)
 COMMAND = (sys.executable, "-m", "app.benchmarks.memory_child")
 ROOT = Path(__file__).resolve().parents[2]

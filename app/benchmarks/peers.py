@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from engine.cache import DocCache
 
 NAME = "peers"
+KV_BITS = "16"  # stored in k8v4 besides
 LENGTHS = (4096, 16_384, 32_768)
 PYTHON_ENV = "LONGREAD_LLAMA_PYTHON"
 RIVAL_SCRIPT = Path(__file__).with_name("rival.py")

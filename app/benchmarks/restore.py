@@ -11,11 +11,13 @@ from app.benchmarks.bench import Bench
 from app.benchmarks.decode import NEW_TOKENS, QUESTION_TOKENS
 from app.benchmarks.figures import figure, median, ratio, timed
 from app.plots import Line
+from app.settings import DEFAULT_KV_BITS
 
 if TYPE_CHECKING:
     from engine.cache import DocCache
 
 NAME = "restore"
+KV_BITS = DEFAULT_KV_BITS
 LENGTHS = (4096, 8192, 16_384, 32_768, 65_536, 131_072)  # document tokens
 COLUMNS = (
     ("tokens", "tokens", 8, 0),

@@ -61,9 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--kv-bits",
-        default="16",
         metavar="BITS",
-        help="bits of kept keys and values: 16, 8, k8v4, 4, 2 (default: 16)",
+        help="bits of kept keys and values: 16, 8, k8v4, 4, 2 (default: k8v4, as documents are "
+        "read; for peers 16, whose cache is stored in k8v4 besides)",
     )
     group.add_argument("--scorer", metavar="NAME", help="what decides which entries stay")
     group.add_argument(
@@ -119,7 +119,7 @@ def _request(args: argparse.Namespace, benchmark: ModuleType) -> Request:
         budget_tokens=args.budget,
         chunk_tokens=args.chunk,
         runs=args.runs,
-        kv_bits=args.kv_bits,
+        kv_bits=args.kv_bits or benchmark.KV_BITS,
         answer_weights=args.answer_weights,
         scorer=args.scorer,
         text=None if args.text is None else str(args.text),

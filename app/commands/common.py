@@ -56,11 +56,18 @@ def add_read_settings(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--weights", choices=WEIGHTS, default="auto", help="number format of the weights"
     )
-    group.add_argument(
+    size = group.add_mutually_exclusive_group()
+    size.add_argument(
         "--budget",
         type=_budget,
         metavar="TOKENS",
         help="cache entries kept per layer and head, or 'all' (default: the model's own)",
+    )
+    size.add_argument(
+        "--cache-mb",
+        type=positive,
+        metavar="MB",
+        help="megabytes of kept entries instead: as many entries, in as many bits, as answer best",
     )
     group.add_argument("--allocation", choices=ALLOCATIONS, help="how the budget is shared out")
     group.add_argument("--scorer", metavar="NAME", help="what decides which entries stay")
@@ -83,9 +90,8 @@ def add_read_settings(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--kv-bits",
-        default="16",
         metavar="BITS",
-        help="bits of kept keys and values: 16, 8, k8v4, 4, 2 (default: 16)",
+        help="bits of kept keys and values: 16, 8, k8v4, 4, 2 (default: k8v4; 16 with --refit)",
     )
     group.add_argument(
         "--pages", type=page_range, metavar="A-B", help="read these pages only, as 10-20 or 7"
@@ -99,7 +105,7 @@ def add_read_settings(parser: argparse.ArgumentParser) -> None:
 def read_settings(args: argparse.Namespace) -> ReadSettings:
     """The settings that the flags of `add_read_settings` stand for."""
     defaults = ReadSettings()
-    if args.kv_bits != defaults.kv_bits:  # refused before a document is opened and a model loaded
+    if args.kv_bits is not None:  # refused before a document is opened and a model loaded
         from engine.quantisation import parse_kv_bits
 
         parse_kv_bits(args.kv_bits)
@@ -114,6 +120,7 @@ def read_settings(args: argparse.Namespace) -> ReadSettings:
         read_twice=args.read_twice,
         refit=args.refit,
         kv_bits=args.kv_bits,
+        cache_mb=args.cache_mb,
     )
 
 

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from app.commands.common import add_json, data_dir, positive, print_json, say
+from app.settings import DEFAULT_KV_BITS
 
 if TYPE_CHECKING:
     from app.paths import DataPaths
@@ -29,7 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--weights", choices=("fp32", "bf16", "int8", "nf4"), default="nf4")
     group.add_argument("--budget", type=positive, metavar="TOKENS", help="default: the model's own")
     group.add_argument("--chunk", type=positive, default=CHUNK_TOKENS, metavar="TOKENS")
-    group.add_argument("--kv-bits", default="16", metavar="BITS", help="16, 8, k8v4, 4, 2")
+    group.add_argument(
+        "--kv-bits",
+        default=DEFAULT_KV_BITS,
+        metavar="BITS",
+        help=f"16, 8, k8v4, 4, 2 (default: {DEFAULT_KV_BITS})",
+    )
     group.add_argument(
         "--memory", type=float, metavar="GIB", help="of the card (default: what is free here)"
     )
@@ -78,14 +84,20 @@ def model_rows(paths: DataPaths) -> list[dict[str, Any]]:
 
 def _row(spec: ModelSpec, paths: DataPaths, device: str, free: int) -> dict[str, Any]:
     from engine.memory import fits, terms, total
+    from engine.quantisation import parse_kv_bits
     from engine.registry import default_model
     from engine.sources import state
     from engine.weights import weights_bytes
 
+    quant = parse_kv_bits(DEFAULT_KV_BITS, spec.geometry)
+    value_bytes = quant.bytes_per_value(spec.geometry.head_dim)
     fitting: dict[str, dict[str, Any]] = {}
     for weights in ("bf16", "nf4"):
         held = weights_bytes(spec.geometry, weights, tied=spec.tied)
-        needs = {b: terms(spec.geometry, held, b, CHUNK_TOKENS) for b in BUDGETS}
+        needs = {
+            b: terms(spec.geometry, held, b, CHUNK_TOKENS, kv_bytes_per_value=value_bytes)
+            for b in BUDGETS
+        }
         fitting[weights] = {
             "weights_bytes": held,
             "needed_bytes": {str(b): total(parts) for b, parts in needs.items()},

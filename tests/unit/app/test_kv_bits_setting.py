@@ -67,3 +67,58 @@ def test_the_flag_reaches_the_report(book: Path, capsys: pytest.CaptureFixture[s
     assert (cache["k_bits"], cache["v_bits"]) == (8, 4)
     assert main(["ingest", str(book), *flags, "--kv-bits", "3"]) == 2
     assert "k8v4" in capsys.readouterr().err
+
+
+def test_k8v4_is_what_nobody_asked_for_and_a_refit_keeps_16(reader: Reader, book: Path) -> None:
+    assert reader.open(book).cache.quant == QuantConfig(8, 4)
+    assert reader.open(book, settings=replace(SETTINGS, refit=True)).cache.quant == QuantConfig()
+
+
+def test_settings_from_before_there_were_bits_mean_16() -> None:
+    stored = SETTINGS.to_dict()
+    assert ReadSettings.from_dict(stored) == SETTINGS  # the desk's, of which nothing is missing
+    del stored["kv_bits"]
+    assert ReadSettings.from_dict(stored).kv_bits == "16"
+
+
+def test_what_was_read_in_16_bits_once_is_not_read_again(
+    reader: Reader, announced: list[str], book: Path
+) -> None:
+    old = reader.open(book, settings=replace(SETTINGS, kv_bits="16"))
+    reader.forget(old.record.id)
+    assert reader.plan(book).already_read
+    found = reader.open(book)
+    assert found.reused and found.record.id == old.record.id and "--reread" in announced[-1]
+    asked_for = reader.open(book, settings=K8V4)
+    assert not asked_for.reused and asked_for.record.id != old.record.id
+    assert reader.open(book).record.id == asked_for.record.id  # today's defaults come first
+
+
+def test_other_choices_are_not_taken_for_defaults(reader: Reader, book: Path) -> None:
+    reader.open(book, settings=replace(SETTINGS, kv_bits="16", budget_tokens=200))
+    reader.open(book, settings=replace(SETTINGS, kv_bits="4"))
+    assert not reader.open(book).reused
+    anew = reader.open(book, settings=replace(SETTINGS, kv_bits="16"), reread=True)
+    assert not anew.reused and anew.cache.quant == QuantConfig()
+
+
+def test_other_heads_of_the_same_name_serve_too(
+    reader: Reader, book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine.scorers import keydiff
+
+    first = reader.open(book)
+    reader.forget(first.record.id)
+    monkeypatch.setattr(keydiff.KeyDiffScorer, "digest", lambda self: "trained anew")
+    assert reader.open(book).record.id == first.record.id
+    again = reader.open(book, reread=True)
+    assert not again.reused and again.record.id != first.record.id
+
+
+def test_megabytes_become_entries_and_bits(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model", "tiny", "--scorer", "keydiff", "--chunk", "128", "--json"]
+    assert main(["ingest", str(book), *flags, "--cache-mb", "1"]) == 0
+    cache = json.loads(capsys.readouterr().out)["cache"]
+    assert cache["bytes"] <= 1_000_000
+    with pytest.raises(SystemExit, match="2"):  # one or the other
+        main(["ingest", str(book), *flags, "--cache-mb", "1", "--budget", "9"])

@@ -27,7 +27,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_is_another_session_of_the_same_size(reader: Reader, book: Path, tmp_path: Path) -> None:
-    plain = reader.open(book, settings=replace(REFIT, refit=False))
+    plain = reader.open(book, settings=replace(REFIT, refit=False, kv_bits="16"))
     moved = reader.open(book, settings=REFIT)
     assert plain.record.id != moved.record.id and plain.cache.nbytes == moved.cache.nbytes
     assert not plain.cache.layers[-1].values.fine.equal(moved.cache.layers[-1].values.fine)
