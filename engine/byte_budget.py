@@ -52,7 +52,7 @@ def holding(
     """
     for name in LADDER if kv_bits is None else (kv_bits,):
         quant = parse_kv_bits(name, geometry)
-        budget = _fitting(cache_nbytes, geometry, quant, fine_bytes)
+        budget = fitting_tokens(cache_nbytes, geometry, quant, fine_bytes)
         if budget >= n_tokens:
             return Holding(budget, quant)
     if budget < LEAST_TOKENS:
@@ -65,10 +65,10 @@ def holding(
     return Holding(budget, quant)
 
 
-def _fitting(
-    cache_nbytes: int, geometry: ModelGeometry, quant: QuantConfig, fine_bytes: int
+def fitting_tokens(
+    cache_nbytes: int, geometry: ModelGeometry, quant: QuantConfig, fine_bytes: int = 2
 ) -> int:
-    """Most entries in so many bytes; the newest tokens' stay in 16 bits."""
+    """Most entries per layer and KV head in so many bytes; the newest tokens' stay in 16 bits."""
     entry = entry_nbytes(geometry, quant, fine_bytes)
     fine = entry_nbytes(geometry, QuantConfig(), fine_bytes)
     recent = quant.recent_tokens if quant.on else 0

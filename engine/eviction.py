@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+import kernels
 from engine.errors import InvalidSetting
+from kernels.selection import offsets_after
 
 Allocation = Literal["uniform", "per_layer", "global", "profile"]
 ALLOCATIONS: tuple[str, ...] = ("uniform", "per_layer", "global", "profile")
@@ -166,48 +169,65 @@ def select(
             [torch.arange(len(e.scores), device=e.scores.device) for e in heads]
             for heads in entries
         ]
-    ranks = [
-        [_ranked(e, protected(e.positions, config, n_seen, last=last)) for e in heads]
-        for heads in entries
-    ]
-    lengths = [[_capped(len(r.order), ceiling) for r in row] for row in ranks]
-    if config.allocation == "uniform":
-        chosen = [[r.take(_capped(config.budget_tokens, ceiling)) for r in row] for row in ranks]
-    elif config.allocation == "profile":
-        chosen = _pooled(ranks, config, ceiling, _shares(config, lengths, n_seen))
-    else:
-        floor = int(config.head_floor * config.budget_tokens)
-        floors = [[min(floor, n) for n in row] for row in lengths]
-        if config.allocation == "per_layer":
-            pairs = zip(ranks, floors, strict=True)
-            chosen = [_pooled([row], config, ceiling, [least])[0] for row, least in pairs]
-        else:
-            chosen = _pooled(ranks, config, ceiling, floors)
-    return [[c.sort().values for c in row] for row in chosen]
+    heads = [e for row in entries for e in row]
+    layer_ends = [0, *accumulate(len(row) for row in entries)]
+    parts = list(pairwise(layer_ends)) if config.allocation == "per_layer" else [(0, len(heads))]
+    floors, pool = _floors(entries, config, ceiling, n_seen)
+    chosen: list[Tensor] = []
+    for first, end in parts:
+        budget = pool * (end - first)
+        rows = heads[first:end]
+        chosen += _stay(rows, floors[first:end], budget, ceiling, config, n_seen, last)
+    return [chosen[start:end] for start, end in pairwise(layer_ends)]
 
 
-@dataclass(frozen=True)
-class _Ranked:
-    """A head's entries, best first: protected ones, then by score, then the later position."""
-
-    order: Tensor
-    scores: Tensor
-    positions: Tensor
-    n_protected: int
-
-    def take(self, n: int) -> Tensor:
-        return self.order[: max(n, self.n_protected)]
-
-
-def _ranked(entries: HeadEntries, keep: Tensor) -> _Ranked:
-    scores = entries.scores
-    if torch.isnan(scores).any():
+def _stay(
+    rows: list[HeadEntries],
+    floors: list[int],
+    budget: int,
+    ceiling: int | None,
+    config: EvictionConfig,
+    n_seen: int,
+    last: bool,
+) -> list[Tensor]:
+    """The kept indices of each row of one pool, ascending; two figures are asked of the device."""
+    scores = torch.cat([e.scores for e in rows])
+    positions = torch.cat([e.positions for e in rows])
+    if bool(torch.isnan(scores).any()):
         raise AssertionError("a scorer returned NaN")
     largest = torch.finfo(torch.float32).max
-    forced = torch.where(keep, torch.inf, scores.clamp(-largest, largest))
-    # Flipped, so that the stable sort puts the later of two equal entries first.
-    order = len(scores) - 1 - torch.sort(forced.flip(0), descending=True, stable=True).indices
-    return _Ranked(order, scores[order], entries.positions[order], int(keep.sum()))
+    starts = [0, *accumulate(len(e.scores) for e in rows)]
+    offsets = torch.tensor(starts, dtype=torch.int32, device=scores.device)
+    keep = kernels.keep_mask(
+        scores.clamp(-largest, largest),
+        positions.to(torch.int32),
+        offsets,
+        protected(positions, config, n_seen, last=last),
+        torch.tensor(floors, dtype=torch.int32, device=scores.device),
+        budget,
+        ceiling,
+    )
+    counts = offsets_after(keep, offsets).diff().tolist()
+    found = keep.nonzero().flatten().split(counts)
+    return [index - start for index, start in zip(found, starts, strict=False)]
+
+
+def _floors(
+    entries: list[list[HeadEntries]],
+    config: EvictionConfig,
+    ceiling: int | None,
+    n_seen: int,
+) -> tuple[list[int], int]:
+    """What each head keeps by its own best, and the pool's mean entries a head; 0: no pool."""
+    assert config.budget_tokens is not None
+    lengths = [[_capped(len(e.scores), ceiling) for e in row] for row in entries]
+    if config.allocation == "uniform":
+        return [_capped(config.budget_tokens, ceiling)] * sum(map(len, lengths)), 0
+    if config.allocation == "profile":
+        shares = _shares(config, lengths, n_seen)
+        return [n for row in shares for n in row], config.budget_tokens
+    floor = int(config.head_floor * config.budget_tokens)
+    return [min(floor, n) for row in lengths for n in row], config.budget_tokens
 
 
 def _capped(n: int, ceiling: int | None) -> int:
@@ -248,30 +268,3 @@ def _filled(weights: Tensor, room: Tensor, total: float) -> Tensor:
         if not bool(over.any()):
             return exact
         full |= over
-
-
-def _pooled(
-    ranks: list[list[_Ranked]],
-    config: EvictionConfig,
-    ceiling: int | None,
-    floors: list[list[int]],
-) -> list[list[Tensor]]:
-    """One budget over several layers and heads: protected, then the floors, then the best."""
-    assert config.budget_tokens is not None
-    heads = [r for row in ranks for r in row]
-    total = config.budget_tokens * len(heads)
-    least = [n for row in floors for n in row]
-    sure = [min(len(r.order), max(r.n_protected, n)) for r, n in zip(heads, least, strict=True)]
-    ends = [max(n, _capped(len(r.order), ceiling)) for r, n in zip(heads, sure, strict=True)]
-    spans = list(enumerate(zip(sure, ends, strict=True)))
-    device = heads[0].scores.device
-    owner = torch.cat([torch.full((end - start,), i, device=device) for i, (start, end) in spans])
-    scores = torch.cat([r.scores[s:e] for r, s, e in zip(heads, sure, ends, strict=True)])
-    positions = torch.cat([r.positions[s:e] for r, s, e in zip(heads, sure, ends, strict=True)])
-    later_first = torch.sort(positions, descending=True, stable=True).indices
-    best = later_first[torch.sort(scores[later_first], descending=True, stable=True).indices]
-    winners = owner[best[: max(total - sum(sure), 0)]]
-    extra = torch.bincount(winners, minlength=len(heads)).tolist()
-    # Within a head the pool's order is the head's own, so counts say which entries won.
-    taken = iter(r.order[: s + n] for r, s, n in zip(heads, sure, extra, strict=True))
-    return [[next(taken) for _ in row] for row in ranks]

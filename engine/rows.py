@@ -14,7 +14,8 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from kernels.quantise import Codes, Frame, dequantise, into_frame, out_of_frame, quantise
+from kernels import from_codes, to_codes
+from kernels.quantise import Codes, Frame, into_frame, out_of_frame
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Rows:
         fine = self.fine[self.fine_of(head)].to(dtype)
         if self.codes is None or self.n_coded[head] == 0:
             return fine
-        coded = dequantise(self.codes[self.codes_of(head)], torch.float32)
+        coded = from_codes(self.codes[self.codes_of(head)], torch.float32)
         if self.frame is not None:
             coded = out_of_frame(coded, self.frame, head)
         return torch.cat([coded.to(dtype), fine])
@@ -108,7 +109,7 @@ class Rows:
             framed = rows if self.frame is None else into_frame(rows, self.frame, head)
             if self.codes is not None and m:
                 coded.append(self.codes[self.codes_of(head)])
-            coded.append(quantise(framed, bits))
+            coded.append(to_codes(framed, bits))
         n_coded = tuple(max(n, m) for n, m in zip(n_settled, self.n_coded, strict=True))
         codes = _joined(coded) if sum(n_coded) else None
         return Rows(torch.cat(fine), self.offsets, n_coded, codes, self.frame)

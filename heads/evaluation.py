@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from engine.batch import generate_together, nll_together
+from engine.byte_budget import entry_nbytes, fitting_tokens
 from engine.errors import InvalidSetting, ScorerUnavailable
 from engine.eviction import RESERVE_TOKENS, Allocation, EvictionConfig
 from engine.prefill import PrefillConfig, prefill
@@ -64,6 +65,7 @@ class EvalSettings:
     refit           chunked readings refit the values of what they keep (engine.refit)
     kv_bits         how finely entries are kept, a row each (engine.quantisation); the full cache
                     has 16 bits
+    equal_bytes     shares are of the full cache's bytes: fewer bits leave room for more entries
     full            False leaves out the full reading, for documents beyond the trained window
     """
 
@@ -80,6 +82,7 @@ class EvalSettings:
     read_twice: bool = False
     refit: bool = False
     kv_bits: tuple[str, ...] = (FINE,)
+    equal_bytes: bool = False
 
     def __post_init__(self) -> None:
         if not self.scorers or not self.kept:
@@ -237,14 +240,15 @@ class _Reading:
         oracles = self._oracle_scores  # now, so that their time is nobody's
         rows = []
         for kept in settings.kept:
-            rules = settings.eviction(self.n_tokens, kept)
             best = None
             if settings.oracle is not None:
-                best = pruned(self._full, oracles[settings.oracle], rules)
+                wanted = settings.eviction(self.n_tokens, kept)
+                best = pruned(self._full, oracles[settings.oracle], wanted)
             for name, bits in product(settings.scorers, settings.kv_bits):
                 started = time.perf_counter()
                 quant = parse_kv_bits(bits, self.model.geometry)
-                cache = self._cache(name, self._rules(name, kept), quant)
+                rules = self._rules(name, self._share_of_entries(kept, quant))
+                cache = self._cache(name, rules, quant)
                 rows.append(self._row(self._row_name(name, bits), kept, cache, best, started))
         pairs = product(settings.scorers, settings.kv_bits)
         order = {self._row_name(*pair): n for n, pair in enumerate(pairs)}
@@ -269,6 +273,14 @@ class _Reading:
             name: ORACLES[name](self.model, self._full, self.layout, self.prefix, self.asked)
             for name in self.settings.oracle_names
         }
+
+    def _share_of_entries(self, kept: float, quant: QuantConfig) -> float:
+        """The share of the entries that a share of the bytes holds, at most all of them."""
+        if not self.settings.equal_bytes:
+            return kept
+        geometry = self.model.geometry
+        allowed = int(kept * self.n_tokens * entry_nbytes(geometry, QuantConfig()))
+        return min(fitting_tokens(allowed, geometry, quant) / self.n_tokens, 1.0)
 
     def _rules(self, name: str, kept: float) -> EvictionConfig:
         return self.settings.eviction(self.n_tokens, kept, self.scorers.get(name))
@@ -322,6 +334,8 @@ def _settings_key(settings: EvalSettings) -> dict[str, Any]:
         values["second_reading"] = [FIRST_PASS_FACTOR, PIECE_TOKENS]
     if values["kv_bits"] == (FINE,):
         del values["kv_bits"]
+    if not values["equal_bytes"]:
+        del values["equal_bytes"]
     if values.pop("refit"):
         values["refit"] = second_reading.REFIT_KEY if twice else REFIT_KEY
     return values

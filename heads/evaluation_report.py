@@ -34,6 +34,7 @@ def make_report(
         "chunk_tokens": settings.chunk_tokens,
         "read_twice": settings.read_twice,
         "kv_bits": list(settings.kv_bits),
+        "equal_bytes": settings.equal_bytes,
         "refit": settings.refit,
         "allocation": settings.allocation or AUTO,
         "oracle": settings.oracle,

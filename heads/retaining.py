@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+import kernels
 from engine.errors import InvalidSetting, ScorerUnavailable
 from engine.eviction import Profile
 from engine.geometry import ModelGeometry
@@ -118,10 +119,21 @@ class HeadScorer(Scorer):
     @torch.inference_mode()
     def score(self, step: LayerStep) -> Tensor:
         """See Scorer; the head computes in the activations' dtype, scores are fp32."""
+        if kernels.fuses(step.k.device):
+            return self._fused(step)
         x = step.hidden if self.wants_hidden else flat_qkv(step)
         assert x is not None
         out: Tensor = self.head(x, step.layer)
         return out.float().T
+
+    def _fused(self, step: LayerStep) -> Tensor:
+        """The same by one kernel, without the flat input and the inner layer in memory."""
+        head, n = self.head, step.layer
+        if isinstance(head, LocretHead):
+            first, second = head.fc1[n], head.fc2[n]
+            return kernels.locret_scores(step.q, step.k, step.v, first, second, head.activation)
+        assert step.hidden is not None
+        return kernels.retaining_scores(step.hidden, head.w1[n], head.b1[n], head.w2[n], head.b2[n])
 
     def digest(self) -> str:
         """Kind and weights: another file of heads is another scorer."""

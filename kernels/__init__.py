@@ -12,9 +12,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from kernels import chunk, cpu, ragged, reference
+from kernels import chunk, cpu, ragged, reference, retaining, selection
+from kernels import quantise as codes_of_rows
 from kernels.choice import backend_of
 from kernels.chunk import History
+from kernels.quantise import Codes
 from kernels.ragged import RaggedEntries
 from kernels.reference import key_mass, merge
 
@@ -28,9 +30,14 @@ __all__ = [
     "backend_for",
     "describe",
     "force",
+    "from_codes",
     "fuses",
+    "keep_mask",
     "key_mass",
+    "locret_scores",
     "merge",
+    "retaining_scores",
+    "to_codes",
 ]
 
 _forced: str | None = None
@@ -106,3 +113,59 @@ def attend_chunk(
 
         return triton_chunk.attend_chunk(q, k, v, history, scale)
     return chunk.attend_chunk(q, k, v, history, scale)
+
+
+def to_codes(x: Tensor, bits: int) -> Codes:
+    """Rows [n, head_dim] in 8, 4 or 2 bits (kernels.quantise)."""
+    if fuses(x.device):
+        from kernels import triton_quantise
+
+        return triton_quantise.quantise(x, bits)
+    return codes_of_rows.quantise(x, bits)
+
+
+def from_codes(codes: Codes, dtype: torch.dtype) -> Tensor:
+    """The rows again: [n, head_dim]."""
+    if fuses(codes.codes.device):
+        from kernels import triton_quantise
+
+        return triton_quantise.dequantise(codes, dtype)
+    return codes_of_rows.dequantise(codes, dtype)
+
+
+def keep_mask(
+    scores: Tensor,
+    positions: Tensor,
+    offsets: Tensor,
+    protected: Tensor,
+    floors: Tensor,
+    budget: int,
+    ceiling: int | None = None,
+) -> Tensor:
+    """Which entries of all rows stay: [total] bool (kernels.selection)."""
+    given = (scores, positions, offsets, protected, floors, budget, ceiling)
+    if fuses(scores.device):
+        from kernels import triton_selection
+
+        return triton_selection.keep_mask(*given)
+    return selection.keep_mask(*given)
+
+
+def retaining_scores(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    """Our head on the attention's input: [n_kv_heads, n] fp32 (kernels.retaining)."""
+    if fuses(x.device):
+        from kernels import triton_retaining
+
+        return triton_retaining.retaining_scores(x, w1, b1, w2, b2)
+    return retaining.retaining_scores(x, w1, b1, w2, b2)
+
+
+def locret_scores(
+    q: Tensor, k: Tensor, v: Tensor, fc1: Tensor, fc2: Tensor, activation: str
+) -> Tensor:
+    """Locret's head on un-rotated projections: [n_kv_heads, n] fp32 (kernels.retaining)."""
+    if fuses(q.device):
+        from kernels import triton_retaining
+
+        return triton_retaining.locret_scores(q, k, v, fc1, fc2, activation)
+    return retaining.locret_scores(q, k, v, fc1, fc2, activation)

@@ -91,6 +91,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="bits of kept entries, rows for each: 16, 8, k8v4, 4, 2 (default: 16)",
     )
     group.add_argument(
+        "--equal-bytes",
+        action="store_true",
+        help="shares are of the full cache's bytes in 16 bits: in fewer bits more entries stay",
+    )
+    group.add_argument(
         "--no-full",
         action="store_true",
         help="with --chunked: leave out the full reading, for texts beyond the trained window",
@@ -180,6 +185,7 @@ def _settings(args: argparse.Namespace, paths: DataPaths) -> EvalSettings:
         read_twice=args.read_twice,
         refit=args.refit,
         kv_bits=args.kv_bits,
+        equal_bytes=args.equal_bytes,
     )
 
 

@@ -15,6 +15,7 @@ from engine.generate import forward
 from engine.prefill import PrefillConfig, prefill
 from engine.quantisation import QuantConfig
 from engine.scorers.keydiff import KeyDiffScorer
+from heads.retaining import HeadCard, HeadScorer, LocretHead, RetainingHead
 from tests.fakes import tiny_model, tokens
 from tests.kernels import aot
 
@@ -23,17 +24,32 @@ if find_spec("triton") is None:
 aot.interpret_without_gpu()
 
 import kernels  # noqa: E402
+from kernels import (  # noqa: E402
+    triton_chunk,
+    triton_quantise,
+    triton_retaining,
+    triton_selection,
+)
+
+KERNELS: dict[Any, tuple[str, ...]] = {
+    triton_chunk: ("attend_chunk",),
+    triton_quantise: ("quantise", "dequantise"),
+    triton_retaining: ("retaining_scores", "locret_scores"),
+    triton_selection: ("keep_mask",),
+}
 
 TEXT, QUESTION = tokens(90), tokens(3, 5)
 BITS = [(16, 16), (8, 4), (2, 2)]
 
 
-def read(model: Any, bits: tuple[int, int], positions: Any) -> Any:
+def read(model: Any, bits: tuple[int, int], positions: Any, scorer: Any = None) -> Any:
     eviction = EvictionConfig(
         40, "global", positions=positions, sink_tokens=2, stabilizer_tokens=4, local_tokens=4
     )
     quant = QuantConfig(*bits, recent_tokens=10)
-    return prefill(model, TEXT, PrefillConfig(48, eviction, "fp16", quant), KeyDiffScorer())
+    return prefill(
+        model, TEXT, PrefillConfig(48, eviction, "fp16", quant), scorer or KeyDiffScorer()
+    )
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -51,11 +67,41 @@ def test_the_logits_are_those_of_the_cpu(bits: tuple[int, int], positions: str) 
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=2e-3)
 
 
-def test_a_document_is_read_to_the_same_cache() -> None:
+def scorer_of(name: str, model: Any) -> Any:
+    torch.manual_seed(3)
+    kinds = {"retaining": RetainingHead, "locret": LocretHead}
+    if name not in kinds:
+        return KeyDiffScorer()
+    head = kinds[name](model.geometry, width=40).requires_grad_(False)
+    return HeadScorer(head, HeadCard(), "random")
+
+
+def watch(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Names of the Triton kernels that are called from here on."""
+    used: set[str] = set()
+
+    def counted(name: str, call: Any) -> Any:
+        def counting(*given: Any, **named: Any) -> Any:
+            used.add(name)
+            return call(*given, **named)
+
+        return counting
+
+    for module, names in KERNELS.items():
+        for name in names:
+            monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
+    return used
+
+
+@pytest.mark.parametrize("scorer", ["keydiff", "retaining", "locret"])
+def test_a_document_is_read_to_the_same_cache(scorer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model: Any = tiny_model(hidden_size=256)
-    expected = read(model, (8, 4), "original")
+    expected = read(model, (8, 4), "original", scorer_of(scorer, model))
+    used = watch(monkeypatch)
     with kernels.force("triton"):
-        found = read(model, (8, 4), "original")
+        found = read(model, (8, 4), "original", scorer_of(scorer, model))
+    head = {"retaining_scores", "locret_scores"} & {f"{scorer}_scores"}
+    assert used == {"keep_mask", "quantise", "dequantise", "attend_chunk", *head}
     for a, b in zip(expected.layers, found.layers, strict=True):
         assert torch.equal(a.positions, b.positions)
         for head in range(2):

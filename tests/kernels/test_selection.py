@@ -1,4 +1,4 @@
-"""Selection over all heads: what engine.eviction chooses, entry for entry, and rows in order."""
+"""Selection over all heads, entry for entry as the rules spell it out, and rows in order."""
 
 from __future__ import annotations
 
@@ -99,6 +99,27 @@ def flat(heads: list[HeadEntries], case: Case) -> tuple[Tensor, Tensor, Tensor, 
     return scores, positions.int(), lengths.cumsum(0).int(), ruled
 
 
+def spelled_out(heads: list[HeadEntries], case: Case, floor: int, budget: int) -> list[list[int]]:
+    """The rules again, in words of Python: protected, floors, then the best of all rows."""
+    rows, kept, pool = [], [], []
+    for row, head in enumerate(heads):
+        ruled = protected(head.positions, case.config, case.n_seen, last=case.last).tolist()
+        order = sorted(
+            zip(
+                ruled, head.scores.tolist(), head.positions.tolist(), range(len(ruled)), strict=True
+            ),
+            reverse=True,
+        )
+        capped = min(len(order), len(order) if case.ceiling is None else case.ceiling)
+        sure = max(sum(ruled), min(floor, capped))
+        kept.append([index for _, _, _, index in order[:sure]])
+        pool += [(s, p, -row, index) for _, s, p, index in order[sure : max(sure, capped)]]
+        rows.append(sure)
+    for _, _, row, index in sorted(pool, reverse=True)[: max(budget - sum(rows), 0)]:
+        kept[-row].append(index)
+    return [sorted(row) for row in kept]
+
+
 def chosen(heads: list[HeadEntries], case: Case, floor: int, budget: int) -> list[list[int]]:
     """What `keep_mask` keeps of each head, as indices inside the head."""
     scores, positions, offsets, ruled = flat(heads, case)
@@ -114,7 +135,8 @@ def test_one_budget_over_all_heads_is_the_engines_global_allocation(case: Case) 
     budget = case.config.budget_tokens
     assert budget is not None
     floor = int(case.config.head_floor * budget)
-    assert chosen(case.heads, case, floor, budget * len(case.heads)) == case.engine()
+    expected = spelled_out(case.heads, case, floor, budget * len(case.heads))
+    assert chosen(case.heads, case, floor, budget * len(case.heads)) == expected == case.engine()
 
 
 @given(cases("per_layer"))
@@ -123,7 +145,7 @@ def test_layer_by_layer_it_is_the_engines_per_layer_allocation(case: Case) -> No
     budget = case.config.budget_tokens
     assert budget is not None
     floor = int(case.config.head_floor * budget)
-    parts = [chosen(layer, case, floor, budget * len(layer)) for layer in case.entries]
+    parts = [spelled_out(layer, case, floor, budget * len(layer)) for layer in case.entries]
     assert [row for part in parts for row in part] == case.engine()
 
 
@@ -132,7 +154,7 @@ def test_layer_by_layer_it_is_the_engines_per_layer_allocation(case: Case) -> No
 def test_with_floors_alone_it_is_the_engines_uniform_allocation(case: Case) -> None:
     budget = case.config.budget_tokens
     assert budget is not None
-    assert chosen(case.heads, case, budget, 0) == case.engine()
+    assert spelled_out(case.heads, case, budget, 0) == case.engine()
 
 
 def test_ties_go_to_the_later_position_then_to_the_earlier_row() -> None:
