@@ -56,9 +56,13 @@ def identity_of(
     if config.quant.on:
         identity["quantisation"] = asdict(config.quant)
     if read_twice:
-        from heads.second_reading import FIRST_PASS_FACTOR, PIECE_TOKENS
+        from heads.second_reading import FIRST_PASS_FACTOR, PIECE_TOKENS, REPLAY_SHARE
 
-        second = {"first_pass_factor": FIRST_PASS_FACTOR, "piece_tokens": PIECE_TOKENS}
+        second = {
+            "first_pass_factor": FIRST_PASS_FACTOR,
+            "piece_tokens": PIECE_TOKENS,
+            "replay_share": REPLAY_SHARE,
+        }
         identity["second_reading"] = second
     return identity
 

@@ -35,7 +35,13 @@ from heads.metrics import answer_recall, token_f1
 from heads.oracles import ORACLES, Asked
 from heads.question_set import QuestionedDocument
 from heads.results import DocumentResult, ResultLog, Row
-from heads.second_reading import FIRST_PASS_FACTOR, PIECE_TOKENS, first_pass, read_again
+from heads.second_reading import (
+    FIRST_PASS_FACTOR,
+    PIECE_TOKENS,
+    REPLAY_SHARE,
+    first_pass,
+    read_again,
+)
 
 if TYPE_CHECKING:
     from engine.cache import DocCache
@@ -331,7 +337,7 @@ def _settings_key(settings: EvalSettings) -> dict[str, Any]:
     values = asdict(settings)
     twice = values.pop("read_twice")
     if twice:
-        values["second_reading"] = [FIRST_PASS_FACTOR, PIECE_TOKENS]
+        values["second_reading"] = [FIRST_PASS_FACTOR, PIECE_TOKENS, REPLAY_SHARE]
     if values["kv_bits"] == (FINE,):
         del values["kv_bits"]
     if not values["equal_bytes"]:

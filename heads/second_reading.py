@@ -2,7 +2,8 @@
 
 The first pass keeps FIRST_PASS_FACTOR times the budget, by what a scorer expects. Then the model is
 asked to repeat the document piece by piece, from the kept entries alone; what they give is
-measured (`kvzip_plus`, see heads.labels), and the cache is cut down to its budget by that.
+measured (`kvzip_plus`, see heads.labels), and the cache is cut down to its budget by that and by
+what the scorer expected, each brought to mean 0 and deviation 1 over all entries.
 KVzip (2505.23416) chooses so from a full cache; here memory stays bounded, and so is the choice:
 what the first pass dropped is gone. One piece is held at a time. With a refit, some queries of the
 replay are noted, and the values that stay answer them as all entries of the first pass did.
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 FIRST_PASS_FACTOR = 2.5  # entries of the first pass over those that stay
 PIECE_TOKENS = 1024
+# The replay's part of what an entry is worth; the scorer's is the rest (heads/LOG.md).
+REPLAY_SHARE = 0.25
 N_NOTED = 512  # replayed tokens noted for a refit, over the whole document
 _LEAST_NOTED = 4  # of each piece
 REFIT_KEY = ["replay", N_NOTED, _LEAST_NOTED, RIDGE]  # what a second reading's refit depends on
@@ -75,7 +78,8 @@ def read_again(
     on_progress: Callable[[int, int], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> DocCache:
-    """The frozen cache of a first pass, cut down to `config` by what a replay needs; frozen.
+    """The frozen cache of a first pass, cut down to `config` by what a replay needs and by what
+    its scores expected; frozen.
 
     n_header     tokens of the layout in front of the document; they are not repeated
     config       the final budget and rules; positions are the cache's own
@@ -109,8 +113,32 @@ def read_again(
         first = end
         if on_progress is not None:
             on_progress(first, len(ids))
-    small = pruned(cache, dict(enumerate(scores)), config)
+    small = pruned(cache, dict(enumerate(blended(scores, cache))), config)
     return _refitted(small, cache, noted) if config.refit else small
+
+
+def blended(replayed: list[list[Tensor]], cache: DocCache) -> list[list[Tensor]]:
+    """What entries are worth, [kept] of each layer and head: the replay and the scorer together.
+
+    What the replay did not see is worth minus infinity, as before.
+    """
+    expected = [
+        [layer.scores[layer.rows(head)] for head in range(len(layer.lengths))]
+        for layer in cache.layers
+    ]
+    pairs = zip(_standardised(replayed), _standardised(expected), strict=True)
+    return [
+        [REPLAY_SHARE * a + (1 - REPLAY_SHARE) * b for a, b in zip(row_a, row_b, strict=True)]
+        for row_a, row_b in pairs
+    ]
+
+
+def _standardised(scores: list[list[Tensor]]) -> list[list[Tensor]]:
+    """Less the mean, over the deviation, of all finite scores; all alike become zeros."""
+    whole = torch.cat([row for heads in scores for row in heads])
+    finite = whole[torch.isfinite(whole)]
+    mean, deviation = finite.mean(), finite.std(correction=0).clamp(min=1e-6)
+    return [[(row - mean) / deviation for row in heads] for heads in scores]
 
 
 def _spread(n: int, wanted: int) -> Tensor:

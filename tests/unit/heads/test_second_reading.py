@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from statistics import mean, pstdev
 from typing import Any
 
 import pytest
@@ -17,7 +18,13 @@ from engine.prefill import ChunkStore, PrefillConfig, prefill
 from engine.pruning import pruned
 from engine.scorers.uniform_random import RandomScorer
 from heads.replay import replay_ids
-from heads.second_reading import FIRST_PASS_FACTOR, check_room, first_pass, read_again
+from heads.second_reading import (
+    FIRST_PASS_FACTOR,
+    REPLAY_SHARE,
+    check_room,
+    first_pass,
+    read_again,
+)
 from tests.fakes import tiny_model, tokens
 
 N, N_HEADER, PIECE, CHUNK = 300, 5, 70, 64
@@ -110,6 +117,15 @@ def dense_scores(model: Any, cache: DocCache) -> dict[tuple[int, int, int], floa
     return scores
 
 
+def blend(worth: dict[Any, float], expected: dict[Any, float]) -> dict[Any, float]:
+    """Both scores standardised over all entries, by REPLAY_SHARE."""
+    parts = []
+    for scores in (worth, expected):
+        finite = [s for s in scores.values() if s > -torch.inf]
+        parts.append({k: (s - mean(finite)) / pstdev(finite) for k, s in scores.items()})
+    return {k: REPLAY_SHARE * s + (1 - REPLAY_SHARE) * parts[1][k] for k, s in parts[0].items()}
+
+
 def scores_of(cache: DocCache) -> dict[tuple[int, int, int], float]:
     """(layer, head, position) -> score of everything kept."""
     return {
@@ -131,6 +147,7 @@ def test_the_scores_are_those_of_whole_matrices(positions: Positions) -> None:
     cache = first_read(model, rules)
     expected = dense_scores(model, cache)
     assert expected.keys() == scores_of(cache).keys()
+    expected = blend(expected, scores_of(cache))
     kept = again(model, cache, config(positions, budget_tokens=100))
     found = scores_of(kept)
     assert len(found) == cache.n_entries
@@ -157,18 +174,28 @@ def test_the_budget_is_kept_exactly_and_the_cache_is_sound(
             assert places[:2] == [0, 1] and places[-4:] == list(range(N - 4, N))
 
 
-def test_an_entry_that_the_first_pass_held_cheap_is_kept_if_the_replay_needs_it() -> None:
+def test_both_readings_have_a_say() -> None:
     model: Any = tiny_model()
     rules = config()
     cache = first_read(model, rules)
+    once = scores_of(pruned(cache, None, rules.eviction)).keys()
+    twice = scores_of(again(model, cache, rules)).keys()
+    worth, expected = dense_scores(model, cache), scores_of(cache)
+    # What came in is worth more to the replay, and what stayed more to the scorer, than the rest.
+    came, went = twice - once, once - twice
+    assert came and mean(worth[k] for k in came) > mean(worth[k] for k in went)
+    gone = expected.keys() - once - twice
+    assert mean(expected[k] for k in once & twice) > mean(expected[k] for k in gone)
+
+
+def test_a_scorer_without_an_opinion_leaves_it_to_the_replay() -> None:
+    model: Any = tiny_model()
+    cache = first_read(model, config())
+    for layer in cache.layers:
+        layer.scores = torch.zeros_like(layer.scores)
+    kept = scores_of(again(model, cache, config())).keys()
     worth = dense_scores(model, cache)
-    needed = max((k for k in worth if 2 <= k[2] < N - 8), key=lambda k: worth[k])
-    layer = cache.layers[needed[0]]
-    rows = layer.rows(needed[1])
-    layer.scores = layer.scores.clone()
-    layer.scores[rows][layer.positions[rows] == needed[2]] = -100.0
-    assert needed not in scores_of(pruned(cache, None, rules.eviction))
-    assert needed in scores_of(again(model, cache, rules))
+    assert mean(worth[k] for k in kept) > mean(worth[k] for k in worth.keys() - kept)
 
 
 def test_memory_never_exceeds_the_larger_budget_and_a_chunk(
