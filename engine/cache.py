@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from engine.fused import FusedLayer
 
 
+Turns = tuple[Tensor, Tensor]  # cosine and sine, each [n, rotary_dim / 2] fp32
+
+
 @dataclass
 class LayerCache:
     """One layer: all heads' entries, head after head.
@@ -177,7 +180,8 @@ class DocCache:
         if not self.frozen:
             raise AssertionError("only a frozen cache can be asked")
         if not self._readable:
-            self._readable = [_readable(self, layer) for layer in self.layers]
+            turns = _slot_turns(self)
+            self._readable = [_readable(self, layer, turns) for layer in self.layers]
         return CacheView(self, self._readable)
 
     def check(self) -> None:
@@ -213,14 +217,20 @@ class ReadLayer:
     start: Tensor
 
     @classmethod
-    def of(cls, cache: DocCache, layer: LayerCache) -> ReadLayer:
-        """Rotate a layer's keys to where the cache's rule puts them."""
+    def of(cls, cache: DocCache, layer: LayerCache, turns: Turns | None = None) -> ReadLayer:
+        """Rotate a layer's keys to where the cache's rule puts them.
+
+        turns  of `_slot_turns`, where several layers are read
+        """
         keys, values = [], []
         for first, n_heads, length in _even_runs(layer.lengths):
             rows = slice(layer.offsets[first], layer.offsets[first + n_heads])
             k = layer.keys.block(first, n_heads, cache.compute_dtype)
-            positions = _read_positions(cache, layer, rows, (n_heads, length))
-            keys.append(cache.rotary.rotate(k, positions))
+            if turns is None:
+                positions = _read_positions(cache, layer, rows, (n_heads, length))
+                keys.append(cache.rotary.rotate(k, positions))
+            else:
+                keys.append(cache.rotary.apply(k, *(part[:length] for part in turns)))
             values.append(layer.values.block(first, n_heads, cache.compute_dtype))
         return cls(keys, values, first_free_positions(cache, layer))
 
@@ -259,13 +269,21 @@ class ReadLayer:
         return [v for block in self.values for v in block.split(1)]
 
 
-def _readable(cache: DocCache, layer: LayerCache) -> ReadLayer | FusedLayer:
+def _slot_turns(cache: DocCache) -> Turns | None:
+    """Cosine and sine of all slots of the longest head, if entries are read at their slots."""
+    if cache.positions_mode == "original":
+        return None
+    longest = max(n for layer in cache.layers for n in layer.lengths)
+    return cache.rotary.cos_sin(torch.arange(longest, device=cache.layers[0].positions.device))
+
+
+def _readable(cache: DocCache, layer: LayerCache, turns: Turns | None) -> ReadLayer | FusedLayer:
     """As the backend reads it: as it is stored, or decoded and turned once for all questions."""
     from engine.fused import FusedLayer
 
     if kernels.fuses(layer.positions.device) and FusedLayer.fits(cache, layer):
         return FusedLayer.of(cache, layer)
-    return ReadLayer.of(cache, layer)
+    return ReadLayer.of(cache, layer, turns)
 
 
 def _even_runs(lengths: list[int]) -> list[tuple[int, int, int]]:

@@ -43,10 +43,11 @@ class Rotary:
         half = self.rotary_dim // 2
         x32 = x.to(torch.float32)
         first, second = x32[..., :half], x32[..., half : self.rotary_dim]
-        parts = [first * cos - second * sin, second * cos + first * sin]
-        if self.rotary_dim < x.shape[-1]:
-            parts.append(x32[..., self.rotary_dim :])
-        return torch.cat(parts, dim=-1).to(x.dtype)
+        turned = torch.empty_like(x32)  # written in place: a whole cache is turned at once
+        torch.mul(first, cos, out=turned[..., :half]).sub_(second * sin)
+        torch.mul(second, cos, out=turned[..., half : self.rotary_dim]).add_(first * sin)
+        turned[..., self.rotary_dim :] = x32[..., self.rotary_dim :]
+        return turned.to(x.dtype)
 
     def digest(self) -> str:
         """SHA-256 over frequencies and scaling: two rotaries with one digest rotate alike."""

@@ -95,8 +95,8 @@ def dequantise(codes: Codes, dtype: torch.dtype) -> Tensor:
     """The rows again: [n, head_dim]. Computed in fp32."""
     n, head_dim = len(codes), codes.head_dim
     grouped = _grouped(unpack(codes.codes, codes.bits).float())
-    x = grouped * codes.step.float()[..., None] + codes.zero.float()[..., None]
-    return x.reshape(n, head_dim).to(dtype)
+    grouped.mul_(codes.step.float()[..., None]).add_(codes.zero.float()[..., None])
+    return grouped.reshape(n, head_dim).to(dtype)
 
 
 def _grouped(x: Tensor) -> Tensor:
@@ -137,4 +137,4 @@ def into_frame(keys: Tensor, frame: Frame, head: int) -> Tensor:
 
 def out_of_frame(x: Tensor, frame: Frame, head: int) -> Tensor:
     """The inverse of `into_frame`, fp32."""
-    return x.float() * frame.spread[head] + frame.centre[head]
+    return torch.mul(x.float(), frame.spread[head]).add_(frame.centre[head])
