@@ -346,7 +346,7 @@ class Reader:
 
     def _as_read_before(self, job: Job, wanted: ReadSettings, on_progress: OnProgress) -> Job:
         """The job of an earlier session that serves what is wanted, or the job itself."""
-        from engine.errors import ScorerUnavailable, SnapshotMismatch
+        from engine.errors import ScorerUnavailable, SnapshotError
 
         if any(
             folder(job.session_id).exists() for folder in (self.paths.snapshot, self.paths.partial)
@@ -372,11 +372,11 @@ class Reader:
                     trusted=not record.unverified,
                 )
                 earlier = check_same(earlier, record.id, self.paths.snapshot(record.id))
-            except (SnapshotMismatch, ScorerUnavailable):
-                continue  # it was made of something else: no session for this document and model
+            except (SnapshotError, ScorerUnavailable):
+                continue  # made of something else, or damaged
             self.announce(
                 f"Session {record.id[:8]} was read with the defaults of an earlier version and is "
-                "used as it is; --reread reads the document anew."
+                "used as it is; the document can be read anew with --reread."
             )
             return earlier
         return job

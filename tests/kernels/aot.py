@@ -6,9 +6,9 @@ numpy interprets; one process cannot have both. So the work is split:
 * The process of pytest interprets, unless there is a CUDA card. A test module calls
   `interpret_without_gpu()` before it imports a kernel; `DEVICE` is where its tensors belong.
   On a machine with a card the very same tests run on the card.
-* `compile_all` starts one subprocess without TRITON_INTERPRET (this file, run with -m), which
-  compiles all the launches it is given for all capabilities and answers in JSON. It has a fresh
-  TRITON_CACHE_DIR, so that it truly compiles.
+* `compile_all` starts a subprocess for each core without TRITON_INTERPRET (this file, run with
+  -m), which compiles the launches it is given for all capabilities and answers in JSON. It has a
+  fresh TRITON_CACHE_DIR, so that it truly compiles.
 
 What to compile is recorded, not written down twice: `recorded(kernels, call)` lets `call` prepare
 its launches with real tensors, and keeps signature, constants, warps and stages of each instead of
@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -137,11 +138,27 @@ def _type_of(value: Any) -> str:
 def compile_all(
     launches: Iterable[Launch], capabilities: Iterable[int] = CAPABILITIES
 ) -> list[tuple[Launch, int, Compiled]]:
-    """Compile every launch for every capability, in one fresh process.
+    """Compile every launch for every capability, in fresh processes that share the work.
 
     Raises RuntimeError with the compiler's words if one does not compile.
     """
     launches, capabilities = list(launches), list(capabilities)
+    n = min(os.cpu_count() or 1, len(launches))
+    shares = [launches[i::n] for i in range(n)]
+    with ThreadPoolExecutor(n) as pool:
+        answers = list(pool.map(lambda share: _compile_share(share, capabilities), shares))
+    found: list[list[Compiled]] = [[] for _ in launches]
+    for i, share in enumerate(answers):
+        found[i::n] = share
+    return [
+        (launch, capability, one)
+        for launch, made in zip(launches, found, strict=True)
+        for capability, one in zip(capabilities, made, strict=True)
+    ]
+
+
+def _compile_share(launches: list[Launch], capabilities: list[int]) -> list[list[Compiled]]:
+    """For each launch what was made of it for each capability, by one process."""
     request = {"launches": [asdict(x) for x in launches], "capabilities": capabilities}
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     with tempfile.TemporaryDirectory(prefix="longread-triton-") as cache:
@@ -157,7 +174,7 @@ def compile_all(
     if done.returncode != 0:
         raise RuntimeError(f"compilation failed:\n{(done.stdout + done.stderr)[-4000:]}")
     answers = iter(json.loads(done.stdout.splitlines()[-1]))
-    return [(x, c, Compiled(**next(answers))) for x in launches for c in capabilities]
+    return [[Compiled(**next(answers)) for _ in capabilities] for _ in launches]
 
 
 def _as_json(value: Any) -> dict[str, str]:

@@ -14,6 +14,7 @@ from app.identity import identity_of
 from app.portable import export_session, import_session
 from app.service import Reader
 from app.settings import ReadSettings
+from engine.errors import SnapshotCorrupt
 from engine.prefill import PrefillConfig
 from engine.quantisation import QuantConfig
 from tests.unit.app.tiny_reader import SETTINGS, tiny_loaded, use_tiny_model
@@ -92,6 +93,16 @@ def test_what_was_read_in_16_bits_once_is_not_read_again(
     asked_for = reader.open(book, settings=K8V4)
     assert not asked_for.reused and asked_for.record.id != old.record.id
     assert reader.open(book).record.id == asked_for.record.id  # today's defaults come first
+
+
+def test_a_damaged_session_of_earlier_defaults_is_named_once(reader: Reader, book: Path) -> None:
+    old = reader.open(book, settings=replace(SETTINGS, kv_bits="16"))
+    reader.forget(old.record.id)
+    (reader.paths.snapshot(old.record.id) / "manifest.json").write_text("{", encoding="utf-8")
+    with pytest.raises(SnapshotCorrupt, match=r"manifest\.json"):
+        reader.open(book)
+    found = reader.open(book)
+    assert not found.reused and found.record.id != old.record.id
 
 
 def test_other_choices_are_not_taken_for_defaults(reader: Reader, book: Path) -> None:
