@@ -10,7 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,12 @@ from app.citations import Witness
 from app.library import Library
 from app.memory import peak_rss_bytes, rss_bytes
 from app.plan import Plan, check_fits, check_length, make_plan, page_range
+from app.preparing import make_job, serves
 from app.progress import OnProgress
 from app.prompts import Layout, Turn
 from app.reading import Job, ReadReport, check_same, read_document, restore
 from app.records import SESSION_READY, SessionRecord
-from app.settings import ReadSettings, eviction_config
+from app.settings import ReadSettings
 from app.store import StoredDocument, keep_document, original_file, stored_document
 
 if TYPE_CHECKING:
@@ -131,7 +132,13 @@ class Reader:
         wanted = settings or self.defaults
         job = self._job(stored.document, pages, wanted, on_progress)
         if not reread:
+            today = job.session_id
             job = self._as_read_before(job, wanted, on_progress)
+            if job.session_id != today:
+                self.announce(
+                    f"Used is session {job.session_id[:8]}, which read this with earlier heads or "
+                    "in other bits; --reread reads it anew."
+                )
         session = self._session(job, reread, on_progress, on_session, stop)
         session.parse_s = stored.parse_s
         return session
@@ -310,75 +317,35 @@ class Reader:
         *,
         trusted: bool = True,
     ) -> Job:
-        """Everything that is fixed before the first token is read.
+        """What is to be read, with the model that reads it.
 
         trusted  False for a session from elsewhere: it may not name a model to be downloaded
         """
-        from engine.errors import ScorerUnavailable
-        from engine.prefill import PrefillConfig
-        from engine.quantisation import parse_kv_bits
         from engine.registry import find
-        from heads.catalog import default_scorer, is_head_file, make_scorer
 
         chosen = page_range(document, pages)
         download = trusted or find(settings.model or "") is not None
         model = self.model(settings.model, settings.weights, on_progress, download=download)
-        spec = find(settings.model or model.name)
         heads_dir = self.paths.models / "heads"
-        scorer_name = settings.scorer or default_scorer(model.name, heads_dir)
-        if not trusted and is_head_file(scorer_name):
-            raise ScorerUnavailable(
-                "The session was made with a file of heads that it does not bring along.",
-                "Read the document again here.",
-            )
-        layout = Layout(model.tokenizer)
-        scorer = make_scorer(scorer_name, model, seed=0, state_dir=heads_dir)
-        budget = spec.default_budget if spec else None
-        if settings.cache_mb is not None:
-            settings = _filling(settings, layout.n_tokens(document, chosen), model)
-        settings = settings.resolved(budget, scorer_name, scorer.allocation)
-        config = PrefillConfig(
-            chunk_tokens=settings.chunk_tokens,
-            eviction=eviction_config(settings, scorer.profile),
-            quant=parse_kv_bits(settings.kv_bits or settings.default_kv_bits, model.geometry),
-        )
-        return Job(document, chosen, settings, model, layout, config, scorer)
+        return make_job(document, chosen, settings, model, heads_dir, trusted=trusted)
 
     def _as_read_before(self, job: Job, wanted: ReadSettings, on_progress: OnProgress) -> Job:
         """The job of an earlier session that serves what is wanted, or the job itself."""
         from engine.errors import ScorerUnavailable, SnapshotError
 
-        if any(
-            folder(job.session_id).exists() for folder in (self.paths.snapshot, self.paths.partial)
-        ):
+        places = (self.paths.snapshot(job.session_id), self.paths.partial(job.session_id))
+        if any(folder.exists() for folder in places):
             return job
         for record in self.library.sessions():
+            if not serves(record, job, wanted):
+                continue
             settings = ReadSettings.from_dict(record.settings)
-            same = (job.document.sha256, *job.pages) == (
-                record.document,
-                record.first_page,
-                record.last_page,
-            )
-            if not same or record.state != SESSION_READY:
-                continue
-            if not settings.meets(wanted, job.settings):
-                continue
+            trusted = not record.unverified
             try:
-                earlier = self._job(
-                    job.document,
-                    job.pages,
-                    settings,
-                    on_progress,
-                    trusted=not record.unverified,
-                )
-                earlier = check_same(earlier, record.id, self.paths.snapshot(record.id))
+                earlier = self._job(job.document, job.pages, settings, on_progress, trusted=trusted)
+                return check_same(earlier, record.id, self.paths.snapshot(record.id))
             except (SnapshotError, ScorerUnavailable):
                 continue  # made of something else, or damaged
-            self.announce(
-                f"Session {record.id[:8]} was read with the defaults of an earlier version and is "
-                "used as it is; the document can be read anew with --reread."
-            )
-            return earlier
         return job
 
     def _plan(self, job: Job) -> Plan:
@@ -446,26 +413,3 @@ class Reader:
             return {}
         loaded = self._model[1]
         return {"name": loaded.name, "weights": loaded.weights, "device": str(loaded.device)}
-
-
-def _filling(settings: ReadSettings, n_tokens: int, model: LoadedModel) -> ReadSettings:
-    """Entries and bits in place of megabytes."""
-    from engine.byte_budget import holding
-    from engine.prefill import PrefillConfig
-
-    assert settings.cache_mb is not None
-    bits = settings.kv_bits or ("16" if settings.refit else None)
-    fine_bytes = PrefillConfig().storage_dtype(model.compute_dtype).itemsize
-    held = holding(
-        settings.cache_mb * 1_000_000,
-        n_tokens,
-        model.geometry,
-        kv_bits=bits,
-        fine_bytes=fine_bytes,
-    )
-    return replace(
-        settings,
-        budget_tokens=held.budget_tokens,
-        kv_bits=held.quant.name,
-        cache_mb=None,
-    )

@@ -274,8 +274,8 @@ def test_a_model_that_reads_chunks_otherwise_is_red(
     else:
         of = ReadLayer.of
 
-        def shifted(cache: Any, layer: Any) -> ReadLayer:
-            return replace(of(cache, layer), start=of(cache, layer).start + 9)
+        def shifted(*given: Any) -> ReadLayer:
+            return replace(of(*given), start=of(*given).start + 9)
 
         monkeypatch.setattr("engine.prefill.ReadLayer.of", shifted)
     code, out, err = benched(capsys, "decode", "--lengths", "100", "--json")

@@ -176,7 +176,7 @@ def test_a_session_outlives_the_settings_it_was_read_with(
     def other(settings: ReadSettings, profile: Profile | None = None) -> EvictionConfig:
         return replace(eviction_config(settings, profile), sink_tokens=9)
 
-    monkeypatch.setattr("app.service.eviction_config", other)
+    monkeypatch.setattr("app.preparing.eviction_config", other)
     later = tiny_reader()
     again = later.reopen(session.record.id)
     assert again.reused and again.record.id == session.record.id
