@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from engine.attention import Store, decoder_of
+from engine.attention import Store
 from engine.cache import CacheView
 from engine.errors import InvalidSetting
 from engine.generate import check_room
+from engine.trunk import hidden_after
 
 if TYPE_CHECKING:
     from engine.loader import LoadedModel
@@ -146,10 +147,7 @@ def _hidden(
     if not all(lengths):
         raise InvalidSetting("A prompt needs at least one token.")
     ids = torch.tensor([t for piece in pieces for t in piece], device=model.device)
-    hidden: Tensor = decoder_of(model.model)(
-        input_ids=ids[None], use_cache=False, store=SideBySide(views, lengths)
-    ).last_hidden_state[0]
-    return list(hidden.split(lengths))
+    return list(hidden_after(model, ids, SideBySide(views, lengths)).split(lengths))
 
 
 def _batches(lengths: Sequence[int], max_tokens: int, max_members: int) -> Iterator[list[int]]:

@@ -125,10 +125,17 @@ class LeanDecoder:
         ids = torch.as_tensor(token_ids, dtype=torch.int64)
         if not len(ids):
             raise InvalidSetting("A prompt needs at least one token.")
-        pieces = [self._run(store, piece) for piece in ids.split(_CHUNK_TOKENS)]
+        pieces = [self.one_pass(store, piece) for piece in ids.split(_CHUNK_TOKENS)]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
-    def _run(self, store: Store, ids: Tensor) -> Tensor:
+    @torch.inference_mode()
+    def normalised(self, hidden: Tensor) -> Tensor:
+        """What the output head reads of `hidden`'s rows."""
+        return _rms_norm(hidden, self._norm)
+
+    @torch.inference_mode()
+    def one_pass(self, store: Store, ids: Tensor) -> Tensor:
+        """As `hidden`, all tokens [n] at once."""
         hidden = functional.embedding(ids, self._embedding)
         for number, layer in enumerate(self._layers):
             x = _rms_norm(hidden, layer.attention_norm)
@@ -154,7 +161,7 @@ class LeanDecoder:
         return linear(out.transpose(0, 1).reshape(n, -1), layer.out[0])
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        return linear(_rms_norm(hidden, self._norm), self._head[0]).float()
+        return linear(self.normalised(hidden), self._head[0]).float()
 
 
 def _rms_norm(x: Tensor, norm: Norm) -> Tensor:

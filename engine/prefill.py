@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 import kernels
-from engine.attention import decoder_of
 from engine.cache import (
     DocCache,
     LayerCache,
@@ -30,6 +29,7 @@ from engine.quantisation import QuantConfig
 from engine.refit import References, refitted, set_aside
 from engine.rows import Rows
 from engine.scoring import LayerStep, Scorer, group_mean
+from engine.trunk import hidden_after
 from kernels.quantise import frame_of
 
 if TYPE_CHECKING:
@@ -191,9 +191,7 @@ def read_chunk(
     """
     step = ChunkStore(cache, scorer, len(chunk), refit=config.eviction.refit)
     chunk = chunk.to(model.device)
-    hidden = decoder_of(model.model)(
-        input_ids=chunk[None], use_cache=False, store=step
-    ).last_hidden_state[0]
+    hidden = hidden_after(model, chunk, step)
     if scorer.wants_logits:
         step.replace_scores(_prediction_scores(model, cache, hidden, chunk, scorer))
     cache.last_logits = model.model.lm_head(hidden[-1]).float()

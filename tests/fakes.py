@@ -9,8 +9,12 @@ from typing import Any
 import torch
 
 from engine.attention import prepare
+from engine.cache import DocCache
+from engine.eviction import EvictionConfig
 from engine.geometry import ModelGeometry, geometry_of
+from engine.prefill import PrefillConfig, prefill
 from engine.rotary import Rotary
+from engine.scorers.recency import RecencyScorer
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 97,
@@ -77,3 +81,20 @@ def tokens(n: int, seed: int = 0, vocab: int = 97) -> list[int]:
     """n seeded token ids, special ones left out."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, vocab, (n,), generator=generator).tolist()
+
+
+def filled(family: str, **changes: Any) -> TinyModel:
+    """A tiny model whose norms and biases are not the ones and zeros they start as."""
+    stock = stock_model(tiny_config(family, **changes))
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in stock.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return ready(stock)
+
+
+def cache_of(model: TinyModel, n: int = 40) -> DocCache:
+    """A frozen cache of n tokens with nothing evicted, stored as it was computed."""
+    config = PrefillConfig(16, EvictionConfig(budget_tokens=None), kv_dtype="fp32")
+    return prefill(model, tokens(n), config, RecencyScorer()).freeze()

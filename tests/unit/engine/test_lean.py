@@ -9,16 +9,13 @@ import torch
 from torch import nn
 
 from engine.attention import prepare
-from engine.cache import CacheView, DocCache
+from engine.cache import CacheView
 from engine.errors import InvalidSetting
-from engine.eviction import EvictionConfig
 from engine.generate import forward
 from engine.geometry import SERVED_FAMILIES, geometry_of
 from engine.lean import LeanDecoder, NotLean
-from engine.prefill import PrefillConfig, prefill
-from engine.scorers.recency import RecencyScorer
 from kernels.linear import rounded
-from tests.fakes import TinyModel, ready, stock_model, tiny_config, tiny_model, tokens
+from tests.fakes import TinyModel, cache_of, filled, stock_model, tiny_config, tiny_model, tokens
 
 # Widths that every format takes: 64 inputs are two groups of int4.
 WIDE = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 112}
@@ -28,22 +25,6 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [(family, {}) for family in SERVED_
     ("llama", {"num_key_value_heads": 1, "head_dim": 24, "hidden_act": "gelu_pytorch_tanh"}),
     ("phi3", {"partial_rotary_factor": 0.5}),
 ]
-
-
-def cache_of(model: TinyModel, n: int = 40) -> DocCache:
-    config = PrefillConfig(16, EvictionConfig(budget_tokens=None), kv_dtype="fp32")
-    return prefill(model, tokens(n), config, RecencyScorer()).freeze()
-
-
-def filled(family: str, **changes: Any) -> TinyModel:
-    """A tiny model whose norms and biases are not the ones and zeros they start as."""
-    stock = stock_model(tiny_config(family, **changes))
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in stock.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return ready(stock)
 
 
 def rounded_twin(model: TinyModel, layers: Any, head: Any) -> TinyModel:

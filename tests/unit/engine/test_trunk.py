@@ -1,0 +1,50 @@
+"""The decoder stack gives the stock modules' output, whichever way it takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from engine import trunk
+from engine.attention import decoder_of
+from engine.cache import DocCache
+from engine.geometry import SERVED_FAMILIES
+from engine.lean import NotLean
+from engine.trunk import hidden_after
+from tests.fakes import cache_of, filled, tiny_model, tokens
+
+
+def stock_hidden(model: Any, cache: DocCache, ids: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        out = decoder_of(model.model)(input_ids=ids[None], use_cache=False, store=cache.view())
+    return out.last_hidden_state[0]
+
+
+@pytest.mark.parametrize("family", SERVED_FAMILIES)
+def test_every_row_is_that_of_the_stock_modules(family: str) -> None:
+    model: Any = filled(family)
+    cache, ids = cache_of(model), torch.tensor(tokens(600, seed=3))
+    assert trunk._lean_of(model) is not None
+    found = hidden_after(model, ids, cache.view())
+    torch.testing.assert_close(found, stock_hidden(model, cache, ids), atol=1e-5, rtol=1e-4)
+
+
+def test_a_model_that_is_more_than_its_weights_runs_through_its_modules(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise NotLean("There is more to it.")
+
+    monkeypatch.setattr(trunk, "LeanDecoder", refuse)
+    model: Any = tiny_model()
+    cache, ids = cache_of(model), torch.tensor(tokens(9))
+    assert torch.equal(hidden_after(model, ids, cache.view()), stock_hidden(model, cache, ids))
+
+
+def test_a_model_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = tiny_model()
+    first = trunk._lean_of(model)
+    monkeypatch.setattr(trunk, "LeanDecoder", lambda *_: pytest.fail("looked at again"))
+    assert trunk._lean_of(model) is first is not None
