@@ -23,6 +23,7 @@ from engine.generate import forward, last_hidden
 from engine.prefill import PrefillConfig
 from engine.quantisation import QuantConfig
 from engine.rows import Rows
+from engine.stored_entries import halved, packed_entries, unpacked_entries
 from kernels.quantise import Codes, Frame
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ PROBE_VOCABULARY_STEP = 16  # every so many logits are compared
 PROBE_TOLERANCE = 0.02
 _STATE_FILE = "state.safetensors"
 _FREE_BYTES_MARGIN = 64 * 1024 * 1024
-_PARTS = ("positions", "scores")
+_SOME = slice(None, None, PROBE_VOCABULARY_STEP)
 
 
 def save_snapshot(
@@ -107,15 +108,16 @@ def _contents(cache: DocCache, model: LoadedModel) -> dict[str, dict[str, Tensor
     contents: dict[str, dict[str, Tensor]] = {}
     for number, layer in enumerate(cache.layers):
         parts = contents.setdefault(f"layers-{number // LAYERS_PER_FILE:03d}.safetensors", {})
-        found = {part: getattr(layer, part) for part in _PARTS}
+        found = packed_entries(layer.positions, layer.scores, layer.offsets, finished=cache.frozen)
         for side in manifests.SIDES:
             found |= _side_tensors(side, getattr(layer, side))
         parts |= {f"{number:03d}.{name}": t.cpu().contiguous() for name, t in found.items()}
     state = {"token_ids": cache.token_ids}
     if cache.last_logits is not None:
-        state["last_logits"] = cache.last_logits.cpu()
+        logits = cache.last_logits.cpu()
+        state["last_logits"] = halved(logits) if cache.frozen else logits
     if cache.frozen:
-        state["probe_logits"] = _probe(cache, model)
+        state["probe_logits"] = _probe(cache, model)[_SOME].contiguous()
     state |= {f"scorer.{key}": t.cpu().contiguous() for key, t in cache.scorer_state.items()}
     contents[_STATE_FILE] = state
     return contents
@@ -151,24 +153,24 @@ def _probe(cache: DocCache, model: LoadedModel) -> Tensor:
     return forward(model, cache.view(), cache.token_ids[:PROBE_TOKENS]).cpu()
 
 
-def _some_of_probe(cache: DocCache, model: LoadedModel) -> tuple[Tensor, slice]:
-    """Some logits of `_probe`, and which.
+def _some_of_probe(cache: DocCache, model: LoadedModel) -> Tensor:
+    """Some logits of `_probe`.
 
     What a wrong cache, rotary or weight does to one it does to the rest, and the whole output head
     is a fifth of a small model's bytes.
     """
     head = model.model.lm_head
     if type(head) is not nn.Linear or head.bias is not None:
-        return _probe(cache, model), slice(None)
-    some = slice(None, None, PROBE_VOCABULARY_STEP)
+        return _probe(cache, model)[_SOME]
     hidden = last_hidden(model, cache.view(), cache.token_ids[:PROBE_TOKENS])
     with torch.inference_mode():
-        return nn.functional.linear(hidden, head.weight[some]).float().cpu(), some
+        return nn.functional.linear(hidden, head.weight[_SOME]).float().cpu()
 
 
 def _check_probe(cache: DocCache, model: LoadedModel, tensors: dict[str, Tensor]) -> None:
-    found, some = _some_of_probe(cache, model)
-    stored = tensors["probe_logits"][some]
+    found, stored = _some_of_probe(cache, model), tensors["probe_logits"]
+    if len(stored) == model.model.lm_head.out_features:  # before version 3 all were stored
+        stored = stored[_SOME]
     allowed = PROBE_TOLERANCE * float(stored.max() - stored.min())
     worst = float((stored - found).abs().max()) if found.shape == stored.shape else float("inf")
     if not worst <= allowed:
@@ -238,6 +240,7 @@ def _rebuilt(manifest: dict[str, Any], tensors: dict[str, Tensor], model: Loaded
     layers = []
     device = torch.device(model.device)
     try:
+        last = tensors.get("last_logits")
         quant = manifest["quantisation"]
         bits = {"keys": quant["k_bits"], "values": quant["v_bits"]}
         for number, offsets in enumerate(manifest["offsets"]):
@@ -247,7 +250,7 @@ def _rebuilt(manifest: dict[str, Any], tensors: dict[str, Tensor], model: Loaded
                 _side(side, parts, offsets, manifest["n_coded"][side][number], bits[side])
                 for side in manifests.SIDES
             )
-            layers.append(LayerCache(keys, values, *(parts[part] for part in _PARTS)))
+            layers.append(LayerCache(keys, values, *unpacked_entries(parts, offsets)))
         cache = DocCache(
             model.geometry,
             model.rotary,
@@ -255,7 +258,7 @@ def _rebuilt(manifest: dict[str, Any], tensors: dict[str, Tensor], model: Loaded
             model.compute_dtype,
             layers,
             tensors["token_ids"],
-            tensors.get("last_logits"),
+            None if last is None else last.float(),
             {k.removeprefix("scorer."): t for k, t in tensors.items() if k.startswith("scorer.")},
             QuantConfig(bits["keys"], bits["values"], quant["recent_tokens"]),
         )

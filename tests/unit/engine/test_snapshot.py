@@ -159,3 +159,33 @@ def test_a_stopped_reading_goes_on_from_disk_to_the_same_cache(tmp_path: Path) -
         assert torch.equal(a.positions, b.positions)
         assert torch.equal(a.keys.fine, b.keys.fine)
     assert answer(model, resumed) == answer(model, whole)
+
+
+def test_a_snapshot_that_stored_everything_in_full_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Version 2: positions, scores and all of the probe's logits as they are."""
+    model = tiny_model()
+
+    def in_full(positions: torch.Tensor, scores: torch.Tensor, *_: object, **__: object) -> object:
+        return {"positions": positions, "scores": scores}
+
+    with monkeypatch.context() as before:
+        before.setattr(snapshot, "packed_entries", in_full)
+        before.setattr(snapshot, "_SOME", slice(None))
+        before.setattr(snapshot.manifests, "VERSION", 2)
+        cache = saved(tmp_path / "s", model)
+    loaded, manifest = load_snapshot(tmp_path / "s", model=model)
+    assert manifest["version"] == 3, "read as what it is now"
+    assert answer(model, loaded) == answer(model, cache)
+    for a, b in zip(loaded.layers, cache.layers, strict=True):
+        assert torch.equal(a.scores, b.scores) and torch.equal(a.positions, b.positions)
+
+
+def test_scores_of_a_finished_session_are_kept_well_enough_to_prune_by(tmp_path: Path) -> None:
+    model = tiny_model()
+    cache = saved(tmp_path / "s", model)
+    loaded, _ = load_snapshot(tmp_path / "s", model=model)
+    for a, b in zip(loaded.layers, cache.layers, strict=True):
+        assert torch.equal(a.positions, b.positions)
+        torch.testing.assert_close(a.scores, b.scores, atol=1e-3, rtol=1e-3)
