@@ -29,6 +29,7 @@ from engine.attention import decoder_of
 from engine.batch import SideBySide
 from engine.cache import DocCache, attend_within, pack, rotate_group
 from engine.refit import References
+from engine.trunk import hidden_after
 
 if TYPE_CHECKING:
     from engine.loader import LoadedModel
@@ -90,6 +91,7 @@ class MeasuringView:
     answer_row  where the probe's answer begins; `cis` counts its queries alone
     noted_rows  [m] int64, the probe's tokens that are noted as references for a refit; the probe
                 itself is what was near (engine.refit)
+    norms       log |W_o v| of the labelled entries, which several probes share: filled as needed
     """
 
     wants_hidden = True
@@ -103,8 +105,10 @@ class MeasuringView:
         n_sinks: int,
         answer_row: int = 0,
         noted_rows: Tensor | None = None,
+        norms: dict[tuple[int, int], Tensor] | None = None,
     ) -> None:
         self.noted_rows, self.noted = noted_rows, list[References]()
+        self._norms = {} if norms is None else norms
         self.cache, self.view = cache, cache.view()
         self.grams, self.labels, self.answer_row = grams, labels, answer_row
         self.first, self.n, self.n_sinks = first, labels.n, min(n_sinks, first)
@@ -183,8 +187,7 @@ class MeasuringView:
         expected: Tensor | None = None
         for g in range(group):
             rows = slice(g * n_probe, (g + 1) * n_probe)
-            gram = self.grams[layer][head * group + g].to(values.device)
-            log_value = _log_norms(values, gram)
+            log_value = self._log_value(layer, head * group + g, values)
             q_g, lse_g = q[rows].float(), lse[rows]
             for kind in self.labels.values:
                 if kind == "cis":
@@ -201,6 +204,14 @@ class MeasuringView:
                 self.labels.add(kind, layer, head, places, found.cpu())
         if expected is not None:
             self.labels.add("expected", layer, head, places, expected.cpu())
+
+    def _log_value(self, layer: int, q_head: int, values: Tensor) -> Tensor:
+        """log |W_o v| of a query head's labelled values."""
+        found = self._norms.get((layer, q_head))
+        if found is None:
+            found = _log_norms(values, self.grams[layer][q_head].to(values.device))
+            self._norms[layer, q_head] = found
+        return found
 
 
 def _log_norms(values: Tensor, gram: Tensor) -> Tensor:
@@ -263,7 +274,7 @@ def measure(
     *,
     first: int,
     n_sinks: int,
-    max_batch_tokens: int = 512,
+    max_batch_tokens: int = 1024,
 ) -> list[list[References]]:
     """Send probes on fresh views of a frozen cache, a few together, and grow the labels.
 
@@ -271,15 +282,15 @@ def measure(
     Returns  per probe and layer what was noted of it; nothing of probes without `noted_rows`
     """
     noted = []
+    norms: dict[tuple[int, int], Tensor] = {}
+    shared = (cache, grams, labels, first, n_sinks)
     for batch in _batches(probes, max_batch_tokens):
         views = [
-            MeasuringView(cache, grams, labels, first, n_sinks, probe.answer_row, probe.noted_rows)
-            for probe in batch
+            MeasuringView(*shared, probe.answer_row, probe.noted_rows, norms) for probe in batch
         ]
         store = _Probes(views, [len(probe.token_ids) for probe in batch])
         ids = [token for probe in batch for token in probe.token_ids]
-        row = torch.as_tensor(ids, dtype=torch.int64, device=model.device)
-        decoder_of(model.model)(input_ids=row[None], use_cache=False, store=store)
+        hidden_after(model, torch.as_tensor(ids, dtype=torch.int64), store)
         noted += [view.noted for view in views]
     return noted
 

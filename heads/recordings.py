@@ -35,8 +35,6 @@ from heads.self_asked import self_asked
 if TYPE_CHECKING:
     from engine.loader import LoadedModel
 
-_REPLAY_KINDS: tuple[Kind, ...] = ("kvzip", "kvzip_plus")
-
 
 @dataclass(frozen=True)
 class Recording:
@@ -96,14 +94,24 @@ class RecordSettings:
     chunk_tokens  tokens a forward pass and a replayed piece
     kept          None reads with the full cache; else the on-policy budget as a fraction
     replay        whether to measure the replay labels
+    kinds         which of them; `cis` is measured on the questions
     max_questions sent for each document, evenly chosen
+    ask_itself    documents without questions are asked what the model itself thinks of
     """
 
     max_tokens: int = 4096
     chunk_tokens: int = 1024
     kept: float | None = None
     replay: bool = True
+    kinds: tuple[Kind, ...] = ("kvzip_plus",)
     max_questions: int = 16
+    ask_itself: bool = False
+
+
+def kinds_for(label: str) -> tuple[Kind, ...]:
+    """What has to be measured for a label that heads are fitted to (heads.train.target)."""
+    known: dict[str, tuple[Kind, ...]] = {"questions": (), "kvzip": ("kvzip",), "cis": ("cis",)}
+    return known.get(label, ("kvzip_plus",))
 
 
 def record(
@@ -126,11 +134,12 @@ def record(
     closing = prefix.token_ids[n_whole:]
     recorder = Recorder(scorer or RecencyScorer())
     replays: list[dict[Kind, Tensor]] = []
+    kinds = [kind for kind in settings.kinds if kind != "cis"]
 
     def replay(cache: DocCache) -> None:
-        first = sum(r["kvzip_plus"].shape[-1] for r in replays)
+        first = sum(r[kinds[0]].shape[-1] for r in replays)
         probe = Probe(replay_ids(layout, ids, prefix.n_header, first, cache.n_seen, closing))
-        replays.append(_measured(model, cache, grams, [probe], first, prefix.n_header))
+        replays.append(_measured(model, cache, grams, [probe], first, prefix.n_header, kinds))
 
     config = PrefillConfig(settings.chunk_tokens, _eviction(settings, len(ids)))
     cache = prefill(
@@ -138,21 +147,23 @@ def record(
         ids,
         config,
         recorder,
-        see_whole=replay if settings.replay else None,
+        see_whole=replay if settings.replay and kinds else None,
         on_progress=on_progress,
     )
     labels: dict[str, Tensor] = {
-        kind: torch.cat([r[kind] for r in replays], dim=-1) for kind in _REPLAY_KINDS if replays
+        kind: torch.cat([r[kind] for r in replays], dim=-1) for kind in kinds if replays
     }
     if settings.kept is None:
-        # Questions about a whole document may be about what was cut off; then the model asks.
+        # Questions about a whole document may be about what was cut off.
         questions = document.questions if len(ids) == n_whole else ()
         asked = [(q.text, q.answers[0]) for q in questions]
-        asked = asked or self_asked(model, layout, cache, closing)
+        if settings.ask_itself and not asked:
+            asked = self_asked(model, layout, cache, closing)
         asked = [pair for pair in asked if pair[1].strip()]
         asked = _spread(asked, settings.max_questions)
         if asked:
-            labels |= _question_labels(model, layout, asked, cache, grams, closing)
+            with_cis = "cis" in settings.kinds
+            labels |= _question_labels(model, layout, asked, cache, grams, closing, with_cis)
     halves = {name: label.half() for name, label in labels.items()}
     seconds = time.perf_counter() - began
     return Recording(recorder.hidden(), halves, prefix.n_header, seconds)
@@ -174,7 +185,7 @@ def _measured(
     probes: Sequence[Probe],
     first: int,
     n_sinks: int,
-    kinds: Sequence[Kind] = _REPLAY_KINDS,
+    kinds: Sequence[Kind],
 ) -> dict[Kind, Tensor]:
     g = model.geometry
     labels = Labels(kinds, g.n_layers, g.n_kv_heads, cache.n_seen - first)
@@ -189,6 +200,7 @@ def _question_labels(
     cache: DocCache,
     grams: Sequence[Tensor],
     closing: list[int],
+    with_cis: bool,
 ) -> dict[str, Tensor]:
     """Labels of all entries from (question, answer) pairs."""
     probes = []
@@ -196,8 +208,9 @@ def _question_labels(
         before = [*closing, *layout.tail(question)]
         answer_ids = layout.tokenizer(answer, add_special_tokens=False)["input_ids"]
         probes.append(Probe([*before, *answer_ids], answer_row=len(before)))
-    found = _measured(model, cache, grams, probes, 0, 0, ("kvzip_plus", "cis"))
-    return {"questions": found["kvzip_plus"], "cis": found["cis"]}
+    kinds: tuple[Kind, ...] = ("kvzip_plus", "cis") if with_cis else ("kvzip_plus",)
+    found = _measured(model, cache, grams, probes, 0, 0, kinds)
+    return {("cis" if kind == "cis" else "questions"): label for kind, label in found.items()}
 
 
 def _spread(items: Sequence[Any], n: int) -> list[Any]:

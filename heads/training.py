@@ -21,6 +21,7 @@ from heads.layout import Layout
 from heads.question_set import QuestionedDocument
 from heads.recordings import (
     RecordSettings,
+    kinds_for,
     load_recording,
     record,
     recording_path,
@@ -120,7 +121,7 @@ def train(
     firsts: list[Path] = []
     for number in range(settings.rounds):
         on_policy = number > 0
-        how = settings.recording
+        how = replace(settings.recording, kinds=kinds_for(settings.fitting.label))
         if on_policy:
             how = replace(how, kept=settings.kept, replay=False)
         evictor = head_digest(head) if on_policy and head is not None else ""

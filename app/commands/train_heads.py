@@ -48,6 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=_above_zero, default=None)
     parser.add_argument("--rounds", type=positive, default=2, help="1 leaves out on-policy reading")
     parser.add_argument("--kept", type=_share, default=0.25, help="on-policy share kept")
+    parser.add_argument(
+        "--ask-itself",
+        action="store_true",
+        help="the model asks itself about documents that come without questions",
+    )
     parser.add_argument("--documents", type=positive, metavar="N", help="of each question set")
     parser.add_argument(
         "--max-tokens", type=positive, default=4096, help="longer documents are cut there"
@@ -141,9 +146,8 @@ def _settings(args: argparse.Namespace) -> TrainSettings:
         lr=5e-4 if locret else usual.lr,
         seed=args.seed,
     )
-    return TrainSettings(
-        RecordSettings(max_tokens=args.max_tokens), fitting, rounds=args.rounds, kept=args.kept
-    )
+    recording = RecordSettings(max_tokens=args.max_tokens, ask_itself=args.ask_itself)
+    return TrainSettings(recording, fitting, rounds=args.rounds, kept=args.kept)
 
 
 def _documents(args: argparse.Namespace) -> Iterator[QuestionedDocument]:

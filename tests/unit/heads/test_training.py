@@ -17,6 +17,7 @@ from heads.labels import KINDS, output_grams
 from heads.question_set import Question
 from heads.recordings import (
     RecordSettings,
+    kinds_for,
     load_recording,
     record,
     recording_path,
@@ -59,7 +60,7 @@ def trained(work: Path, settings: TrainSettings = SETTINGS, **how: Any) -> Any:
 
 
 def test_a_recording_has_states_and_labels_of_everything_read() -> None:
-    found = recorded()
+    found = recorded(replace(READ, kinds=("kvzip", "kvzip_plus", "cis")))
     n = len(HEADER) + 150
     assert found.n_tokens == n and found.n_header == 3 and found.seconds > 0
     assert found.hidden.shape == (2, n, 48) and found.hidden.dtype == torch.float16
@@ -67,6 +68,20 @@ def test_a_recording_has_states_and_labels_of_everything_read() -> None:
     for label in found.labels.values():
         assert label.shape == (2, 2, n) and label.dtype == torch.float16
         assert bool(label.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("label", "measured"),
+    [
+        ("blend", {"kvzip_plus", "questions"}),
+        ("kvzip_plus", {"kvzip_plus", "questions"}),
+        ("kvzip", {"kvzip", "questions"}),
+        ("questions", {"questions"}),
+        ("cis", {"cis", "questions"}),
+    ],
+)
+def test_only_what_a_label_needs_is_measured(label: str, measured: set[str]) -> None:
+    assert set(recorded(replace(READ, kinds=kinds_for(label))).labels) == measured
 
 
 def test_hidden_states_are_the_inputs_of_the_attention() -> None:
@@ -113,12 +128,15 @@ def test_a_document_cut_short_is_asked_other_questions(monkeypatch: pytest.Monke
         return [("12 13", "14"), ("15", " ")]
 
     monkeypatch.setattr("heads.recordings.self_asked", own)
-    whole, cut = recorded(), recorded(replace(READ, max_tokens=100))
+    asking = replace(READ, ask_itself=True)
+    whole, cut = recorded(asking), recorded(replace(asking, max_tokens=100))
     assert asked == [100] and cut.n_tokens == 100 and "questions" in cut.labels
     assert set(whole.labels) == set(cut.labels)
+    unasked = recorded(replace(READ, max_tokens=100))
+    assert asked == [100] and set(unasked.labels) == {"kvzip_plus"}, "unless told, nothing is asked"
     monkeypatch.setattr("heads.recordings.self_asked", lambda *_: [("15", " ")])
-    none = recorded(which=replace(DOCUMENTS[0], questions=()))
-    assert set(none.labels) == {"kvzip", "kvzip_plus"}, "an empty answer is no label"
+    none = recorded(asking, which=replace(DOCUMENTS[0], questions=()))
+    assert set(none.labels) == {"kvzip_plus"}, "an empty answer is no label"
 
 
 def test_questions_are_spread_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
