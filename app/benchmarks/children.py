@@ -7,6 +7,7 @@ A reply is an object; {"progress": [done, total]} may come before it any number 
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -88,6 +89,12 @@ class Child:
 
     def _ended(self) -> ChildFailed:
         code = self._process.wait()
+        if code == -signal.SIGILL:
+            return ChildFailed(
+                f"{self.name} stopped at an instruction that it may not use here (SIGILL).",
+                "It was built for another processor, or by a compiler that gets this one wrong "
+                "(GCC 12 and AMX, for one); build it again with other flags.",
+            )
         return ChildFailed(
             f"{self.name} ended with exit code {code} before it answered.",
             "What it printed stands above; shorter --lengths need less memory.",

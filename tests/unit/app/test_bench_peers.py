@@ -25,7 +25,7 @@ from tests.unit.app.tiny_reader import tiny_loaded, use_tiny_model
 FAKE = """\
 #!/bin/sh
 "exec" "{python}" "$0" "$@"
-import json, sys
+import json, os, signal, sys
 seconds = lambda n: n / 100 + n * n / 1000
 n_read = 0
 for line in sys.stdin:
@@ -189,7 +189,13 @@ def test_the_environment_names_a_rival_too(
 
 
 @pytest.mark.parametrize(
-    ("hello", "said"), [("sys.exit(3)", "exit code 3"), ("0", "no reply"), ('{"error": "x"}', "x")]
+    ("hello", "said"),
+    [
+        ("sys.exit(3)", "exit code 3"),
+        ("0", "no reply"),
+        ('{"error": "x"}', "x"),
+        ("os.kill(os.getpid(), signal.SIGILL)", "instruction"),
+    ],
 )
 def test_a_rival_that_fails_is_our_fault_and_no_figure(
     hello: str, said: str, tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
