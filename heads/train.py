@@ -24,18 +24,20 @@ if TYPE_CHECKING:
     from engine.loader import LoadedModel
 
 LEAST_SHARE = 1e-3
+REPLAY_SHARE = 0.5
 EDGES = (0.25, 0.125, 0.0625, 0.03125)  # kept fractions whose thresholds `bce` learns
 
-FIT_VERSION = 2  # raised when a target, a loss or the fitting changes: kept fits are then stale
+FIT_VERSION = 3  # raised when a target, a loss or the fitting changes: kept fits are then stale
 
 
 @dataclass(frozen=True)
 class FitSettings:
     """How heads are fitted.
 
-    label   a recording's label, or `blend`: the mean of the questions' and the replay's label, each
+    label   a recording's label, or `blend`: the questions' and the replay's label together, each
             standardised over the document, or the one there is; documents without the label are
             left out
+    replay_share  the replay's part of a blend; the questions' is the rest
     """
 
     kind: str = "retaining"
@@ -47,6 +49,7 @@ class FitSettings:
     weight_decay: float = 0.01
     batch_tokens: int = 1024
     seed: int = 0
+    replay_share: float = REPLAY_SHARE
 
 
 @dataclass
@@ -73,18 +76,21 @@ def has_label(recording: Recording, label: str) -> bool:
     return any(name in recording.labels for name in wanted)
 
 
-def target(recording: Recording, label: str) -> Tensor:
+def target(recording: Recording, label: str, replay_share: float = REPLAY_SHARE) -> Tensor:
     """The label heads learn: [n_layers, n_kv_heads, n] fp32, higher = keep.
 
     A label's level hangs on how many probes there were (a maximum over more of them is higher), so
     `blend` brings each label of a document to mean 0 and variance 1 over all layers and heads
-    before it takes the mean; what heads and layers are worth to one another stays.
+    before it takes the mean, weighted; what heads and layers are worth to one another stays.
     """
     found = recording.labels
-    if label == "blend":
-        parts = [_standard(found[k].float()) for k in ("questions", "kvzip_plus") if k in found]
-        return torch.stack(parts).mean(dim=0)
-    return found[label].float()
+    if label != "blend":
+        return found[label].float()
+    weights = {"questions": 1 - replay_share, "kvzip_plus": replay_share}
+    parts = {k: _standard(found[k].float()) for k in weights if k in found}
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    return torch.stack([weights[k] * part for k, part in parts.items()]).sum(dim=0)
 
 
 def _standard(label: Tensor) -> Tensor:
@@ -131,8 +137,9 @@ def fit(
         raise InvalidSetting(
             f"No document has the label '{settings.label}'.", "Choose another, or give questions."
         )
-    targets = [target(r, settings.label) for r in recordings]
-    held_targets = [target(r, settings.label) for r in held]
+    wanted = (settings.label, settings.replay_share)
+    targets = [target(r, *wanted) for r in recordings]
+    held_targets = [target(r, *wanted) for r in held]
     edges = [edges_of(t) for t in targets]
     held_edges = [edges_of(t) for t in held_targets]
     for layer in range(g.n_layers):
