@@ -93,14 +93,8 @@ class StockDecoder:
 @torch.inference_mode()
 def forward(model: LoadedModel, view: CacheView, token_ids: Sequence[int] | Tensor) -> Tensor:
     """Append tokens to a view; returns the logits after the last one, [vocab] fp32."""
-    logits: Tensor = model.model.lm_head(last_hidden(model, view, token_ids)).float()
+    logits: Tensor = model.model.lm_head(_hidden(model, view, token_ids)[-1]).float()
     return logits
-
-
-@torch.inference_mode()
-def last_hidden(model: LoadedModel, view: CacheView, token_ids: Sequence[int] | Tensor) -> Tensor:
-    """Append tokens to a view; returns what the output head reads of the last one, [hidden]."""
-    return _hidden(model, view, token_ids)[-1]
 
 
 def _hidden(model: LoadedModel, view: CacheView, token_ids: Sequence[int] | Tensor) -> Tensor:

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from engine import manifest as manifests
 from engine.cache import DocCache, LayerCache
 from engine.errors import NotEnoughDisk, SnapshotCorrupt
-from engine.generate import forward, last_hidden
 from engine.prefill import PrefillConfig
 from engine.quantisation import QuantConfig
 from engine.rows import Rows
 from engine.stored_entries import halved, packed_entries, unpacked_entries
+from engine.trunk import hidden_after
 from kernels.quantise import Codes, Frame
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _contents(cache: DocCache, model: LoadedModel) -> dict[str, dict[str, Tensor
         logits = cache.last_logits.cpu()
         state["last_logits"] = halved(logits) if cache.frozen else logits
     if cache.frozen:
-        state["probe_logits"] = _probe(cache, model)[_SOME].contiguous()
+        state["probe_logits"] = _probe_logits(cache, model)
     state |= {f"scorer.{key}": t.cpu().contiguous() for key, t in cache.scorer_state.items()}
     contents[_STATE_FILE] = state
     return contents
@@ -148,27 +148,24 @@ def _side(
     return Rows(tensors[side], tuple(offsets), tuple(n_coded), coded, frame)
 
 
-def _probe(cache: DocCache, model: LoadedModel) -> Tensor:
-    """What the model predicts after the document's first tokens, asked again on top of it."""
-    return forward(model, cache.view(), cache.token_ids[:PROBE_TOKENS]).cpu()
+def _probe_logits(cache: DocCache, model: LoadedModel) -> Tensor:
+    """What the model predicts after the document's first tokens, asked again on top of it.
 
-
-def _some_of_probe(cache: DocCache, model: LoadedModel) -> Tensor:
-    """Some logits of `_probe`.
-
-    What a wrong cache, rotary or weight does to one it does to the rest, and the whole output head
-    is a fifth of a small model's bytes.
+    Some of the logits: what a wrong cache, rotary or weight does to one it does to the rest, and
+    the whole output head is a fifth of a small model's bytes.
     """
+    hidden = hidden_after(model, cache.token_ids[:PROBE_TOKENS], cache.view())[-1]
     head = model.model.lm_head
-    if type(head) is not nn.Linear or head.bias is not None:
-        return _probe(cache, model)[_SOME]
-    hidden = last_hidden(model, cache.view(), cache.token_ids[:PROBE_TOKENS])
     with torch.inference_mode():
-        return nn.functional.linear(hidden, head.weight[_SOME]).float().cpu()
+        if type(head) is nn.Linear and head.bias is None:
+            found = nn.functional.linear(hidden, head.weight[_SOME])
+        else:
+            found = head(hidden)[_SOME]
+    return found.float().cpu().contiguous()
 
 
 def _check_probe(cache: DocCache, model: LoadedModel, tensors: dict[str, Tensor]) -> None:
-    found, stored = _some_of_probe(cache, model), tensors["probe_logits"]
+    found, stored = _probe_logits(cache, model), tensors["probe_logits"]
     if len(stored) == model.model.lm_head.out_features:  # before version 3 all were stored
         stored = stored[_SOME]
     allowed = PROBE_TOLERANCE * float(stored.max() - stored.min())
