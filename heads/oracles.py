@@ -17,6 +17,7 @@ from torch import Tensor
 from heads.labels import Kind, Labels, Probe, measure, output_grams
 from heads.layout import Layout, Prefix
 from heads.replay import replay_ids
+from heads.self_asked import self_asked
 
 if TYPE_CHECKING:
     from engine.cache import DocCache
@@ -67,6 +68,24 @@ def answered(
     return dict(enumerate(labels.finished()[kind]))
 
 
+def self_questioned(
+    model: LoadedModel,
+    cache: DocCache,
+    layout: Layout,
+    prefix: Prefix,
+    asked: Sequence[Asked],
+    kind: Kind,
+) -> dict[int, Tensor]:
+    """What the model's own questions and answers need (heads.self_asked), the true ones unknown."""
+    tokenizer = layout.tokenizer
+    own: list[Asked] = [
+        (layout.tail(question), list(tokenizer(answer, add_special_tokens=False)["input_ids"]))
+        for question, answer in self_asked(model, layout, cache, ())
+        if answer.strip()
+    ]
+    return answered(model, cache, layout, prefix, own, kind)
+
+
 def _labels(model: LoadedModel, kind: Kind, n: int) -> Labels:
     return Labels([kind], model.geometry.n_layers, model.geometry.n_kv_heads, n)
 
@@ -74,6 +93,7 @@ def _labels(model: LoadedModel, kind: Kind, n: int) -> Labels:
 ORACLES: dict[str, Oracle] = {
     "kvzip_oracle": partial(replayed, kind="kvzip"),
     "kvzip_plus_oracle": partial(replayed, kind="kvzip_plus"),
+    "self_asked_oracle": partial(self_questioned, kind="kvzip_plus"),
     "cis_oracle": partial(answered, kind="cis"),
     "answers_oracle": partial(answered, kind="kvzip_plus"),
 }
