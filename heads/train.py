@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from engine.loader import LoadedModel
 
 LEAST_SHARE = 1e-3
-REPLAY_SHARE = 0.5
+REPLAY_SHARE = 0.75  # of a blend (heads/LOG.md, 2026-11-27)
 EDGES = (0.25, 0.125, 0.0625, 0.03125)  # kept fractions whose thresholds `bce` learns
 
 FIT_VERSION = 3  # raised when a target, a loss or the fitting changes: kept fits are then stale
