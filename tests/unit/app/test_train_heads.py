@@ -112,6 +112,28 @@ def test_ones_own_documents_and_folders_train_heads(
     assert found["plan"]["documents"] == 2 and found["heads"] == str(out) and out.is_file()
 
 
+@pytest.mark.parametrize("flag", [(), ("--ask-itself",)])
+def test_the_model_asks_itself_only_when_told(
+    flag: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked: list[int] = []
+
+    def own(model: Any, layout: Any, cache: Any, closing: Any) -> list[tuple[str, str]]:
+        asked.append(cache.n_seen)
+        return [("Who?", "Someone.")]
+
+    monkeypatch.setattr("heads.recordings.self_asked", own)
+    files = (tmp_path / "a.txt", tmp_path / "b.txt")
+    for first, file in zip((0, 6), files, strict=True):
+        file.write_text("\n".join(LINES[first : first + 6]), encoding="utf-8")
+    code, _, err = called(capsys, "--data", *files, "--rounds", "1", *flag)
+    assert code == 0, err
+    assert len(asked) == (2 if flag else 0)
+
+
 def test_heads_go_on_from_others(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
