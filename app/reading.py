@@ -65,8 +65,11 @@ class Job:
         start, end = pages[self.pages[0] - 1].start, pages[self.pages[1] - 1].end
         return self.layout.prefix(self.document.text, start, end)
 
-    def save(self, folder: Path, cache: DocCache) -> int:
-        """Write a snapshot or checkpoint with this job's identity inside; returns bytes."""
+    def save(self, folder: Path, cache: DocCache, *, goes_on: bool = False) -> int:
+        """Write a snapshot or checkpoint with this job's identity inside; returns bytes.
+
+        goes_on  the reading is not at its end, even if the cache is frozen
+        """
         from engine.snapshot import save_snapshot
 
         return save_snapshot(
@@ -76,6 +79,7 @@ class Job:
             scorer=self.scorer.digest(),
             config=self.config,
             extra={"identity": self.identity, "document_sha256": self.document.sha256},
+            goes_on=goes_on,
         )
 
     def load(self, folder: Path) -> DocCache:
@@ -292,7 +296,7 @@ def _checkpoint(job: Job, partial: Path, announce: Callable[[str], None]) -> Doc
 
 
 def _save_checkpoint(job: Job, partial: Path, cache: DocCache) -> None:
-    job.save(partial, cache)
+    job.save(partial, cache, goes_on=True)
 
 
 def _record_start(job: Job, library: Library) -> None:

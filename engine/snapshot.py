@@ -47,18 +47,20 @@ def save_snapshot(
     scorer: str,
     config: PrefillConfig,
     extra: dict[str, Any],
+    goes_on: bool = False,
 ) -> int:
     """Write a cache, finished or not, to `folder`; replaces what was there. Returns bytes written.
 
-    scorer  the scorer's digest; extra: plain JSON values the caller wants back and compared
-    Raises  NotEnoughDisk before anything is written
+    scorer   the scorer's digest; extra: plain JSON values the caller wants back and compared
+    goes_on  a frozen cache that will still be pruned by its scores, so that they stay exact
+    Raises   NotEnoughDisk before anything is written
     """
     _check_disk(folder, cache.nbytes)
     temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        contents = _contents(cache, model)
+        contents = _contents(cache, model, finished=cache.frozen and not goes_on)
         files, tensors = {}, {}
         for name, parts in contents.items():
             files[name] = _write_tensors(temporary / name, parts)
@@ -103,19 +105,21 @@ def load_snapshot(
     return cache, manifest
 
 
-def _contents(cache: DocCache, model: LoadedModel) -> dict[str, dict[str, Tensor]]:
+def _contents(
+    cache: DocCache, model: LoadedModel, *, finished: bool
+) -> dict[str, dict[str, Tensor]]:
     """File name -> tensor name -> tensor, all on the CPU."""
     contents: dict[str, dict[str, Tensor]] = {}
     for number, layer in enumerate(cache.layers):
         parts = contents.setdefault(f"layers-{number // LAYERS_PER_FILE:03d}.safetensors", {})
-        found = packed_entries(layer.positions, layer.scores, layer.offsets, finished=cache.frozen)
+        found = packed_entries(layer.positions, layer.scores, layer.offsets, finished=finished)
         for side in manifests.SIDES:
             found |= _side_tensors(side, getattr(layer, side))
         parts |= {f"{number:03d}.{name}": t.cpu().contiguous() for name, t in found.items()}
     state = {"token_ids": cache.token_ids}
     if cache.last_logits is not None:
         logits = cache.last_logits.cpu()
-        state["last_logits"] = halved(logits) if cache.frozen else logits
+        state["last_logits"] = halved(logits) if finished else logits
     if cache.frozen:
         state["probe_logits"] = _probe_logits(cache, model)
     state |= {f"scorer.{key}": t.cpu().contiguous() for key, t in cache.scorer_state.items()}
@@ -166,6 +170,8 @@ def _probe_logits(cache: DocCache, model: LoadedModel) -> Tensor:
 
 def _check_probe(cache: DocCache, model: LoadedModel, tensors: dict[str, Tensor]) -> None:
     found, stored = _probe_logits(cache, model), tensors["probe_logits"]
+    if stored.dim() != 1 or not len(stored):
+        raise SnapshotCorrupt(_STATE_FILE, "holds no probe")
     if len(stored) == model.model.lm_head.out_features:  # before version 3 all were stored
         stored = stored[_SOME]
     allowed = PROBE_TOLERANCE * float(stored.max() - stored.min())

@@ -28,11 +28,15 @@ def packed_entries(
 
 
 def unpacked_entries(parts: Mapping[str, Tensor], offsets: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The inverse: positions int32, scores fp32. Raises KeyError where a part is missing."""
+    """The inverse: positions int32, scores fp32.
+
+    Raises KeyError where a part is missing, AssertionError where one has another size.
+    """
     scores = parts["scores"].float()
     if "gaps" not in parts:
         return parts["positions"], scores
     gaps = parts["gaps"].to(torch.int64)
+    assert gaps.shape == (offsets[-1],), "gaps"
     heads = [gaps[start:end].cumsum(0) for start, end in pairwise(offsets)]
     return torch.cat(heads).to(torch.int32), scores
 

@@ -2,10 +2,10 @@
 
 A document is read once in chunks. After each chunk, while it is still whole, the model is asked to
 repeat it (labels `kvzip`, `kvzip_plus`); after the last, with nothing evicted, questions about the
-document are sent with their answers (labels `questions`, and `cis` for Locret); a document that
-comes without questions is asked what the model itself thinks of (heads.self_asked). Forward
-passes only. A second round is read on-policy: with eviction by trained heads, so that the hidden
-states are those that heads will see at work; the questions' labels then come from the first round.
+document are sent with their answers (labels `questions`, and `cis` for Locret). When told, the
+model asks itself about a document that comes without questions or is cut short (heads.self_asked).
+Forward passes only. A second round is read on-policy: with eviction by trained heads, so that the
+hidden states are those that heads will see at work; labels then come from the first round.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class RecordSettings:
     replay        whether to measure the replay labels
     kinds         which of them; `cis` is measured on the questions
     max_questions sent for each document, evenly chosen
-    ask_itself    documents without questions are asked what the model itself thinks of
+    ask_itself    the model asks itself about documents without questions, or cut short
     """
 
     max_tokens: int = 4096

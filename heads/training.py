@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 HELD_EVERY = 8  # every eighth document is only looked at
 _REPLAY_FACTOR = 3.0  # forward passes a document token: reading, replay, and the questions
 _POLL_S = 2.0
+NEEDS_QUESTIONS = ("questions", "cis")
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,9 @@ def train(
     """
     if len(documents) < 2:
         raise InvalidSetting("Training needs at least two documents.", "Give more text.")
+    kinds = kinds_for(settings.fitting.label)
+    settings = replace(settings, recording=replace(settings.recording, kinds=kinds))
+    _check_questions(layout, documents, settings)
     head = start
     used: list[Path] = []
     fit_s = 0.0
@@ -121,9 +125,9 @@ def train(
     firsts: list[Path] = []
     for number in range(settings.rounds):
         on_policy = number > 0
-        how = replace(settings.recording, kinds=kinds_for(settings.fitting.label))
+        how = settings.recording
         if on_policy:
-            how = replace(how, kept=settings.kept, replay=False)
+            how = replace(how, kept=settings.kept, replay=False, kinds=())
         evictor = head_digest(head) if on_policy and head is not None else ""
         scorer = HeadScorer(head, card, evictor) if on_policy and head is not None else None
         said = "on-policy, " if on_policy else ""
@@ -147,6 +151,25 @@ def train(
         card.settings = asdict(settings)
         save_heads(out, head, card, _profile(firsts, settings.fitting.label))
     return head, reports
+
+
+def _check_questions(
+    layout: Layout, documents: Sequence[QuestionedDocument], settings: TrainSettings
+) -> None:
+    """Before anything is read: a label that comes from questions needs a document that has some."""
+    how = settings.recording
+    if settings.fitting.label not in NEEDS_QUESTIONS or how.ask_itself:
+        return
+    for document in documents:
+        if document.questions:
+            prefix = layout.prefix(document.text)
+            if prefix.n_header + prefix.n_document <= how.max_tokens:
+                return
+    raise InvalidSetting(
+        f"No document of at most {how.max_tokens} tokens comes with questions, and the label "
+        f"'{settings.fitting.label}' is measured on them.",
+        "Give question sets, a larger --max-tokens, or --ask-itself.",
+    )
 
 
 def _record_all(

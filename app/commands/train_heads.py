@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ask-itself",
         action="store_true",
-        help="the model asks itself about documents that come without questions",
+        help="the model asks itself about documents without questions, or cut short",
     )
     parser.add_argument("--documents", type=positive, metavar="N", help="of each question set")
     parser.add_argument(

@@ -189,3 +189,39 @@ def test_scores_of_a_finished_session_are_kept_well_enough_to_prune_by(tmp_path:
     for a, b in zip(loaded.layers, cache.layers, strict=True):
         assert torch.equal(a.positions, b.positions)
         torch.testing.assert_close(a.scores, b.scores, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "gaps", [torch.tensor(3, dtype=torch.uint16), torch.ones(999, dtype=torch.uint16)]
+)
+def test_gaps_of_another_size_are_refused(
+    gaps: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model()
+
+    def odd(_: torch.Tensor, scores: torch.Tensor, *__: object, **___: object) -> object:
+        return {"gaps": gaps.clone(), "scores": scores}
+
+    with monkeypatch.context() as patched:
+        patched.setattr(snapshot, "packed_entries", odd)
+        saved(tmp_path / "s", model)
+    with pytest.raises(SnapshotCorrupt):
+        load_snapshot(tmp_path / "s", model=model)
+
+
+def test_what_goes_on_keeps_its_scores_as_they_are(tmp_path: Path) -> None:
+    model = tiny_model()
+    cache = prefill(model, TEXT, CONFIG, KeyDiffScorer())
+    for goes_on in (True, False):
+        save_snapshot(
+            tmp_path / "s",
+            cache,
+            model=model,
+            scorer="keydiff",
+            config=CONFIG,
+            extra={},
+            goes_on=goes_on,
+        )
+        loaded, _ = load_snapshot(tmp_path / "s", model=model)
+        pairs = zip(loaded.layers, cache.layers, strict=True)
+        assert all(torch.equal(a.scores, b.scores) for a, b in pairs) == goes_on

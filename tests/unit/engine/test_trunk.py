@@ -31,6 +31,24 @@ def test_every_row_is_that_of_the_stock_modules(family: str) -> None:
     torch.testing.assert_close(found, stock_hidden(model, cache, ids), atol=1e-5, rtol=1e-4)
 
 
+def test_a_store_that_wants_it_sees_the_input_of_every_attention() -> None:
+    model: Any = filled("qwen2")
+    cache, ids = cache_of(model), torch.tensor(tokens(9))
+    seen: list[list[torch.Tensor]] = [[], []]
+    for way, hidden in enumerate(seen):
+        view: Any = cache.view()
+        view.wants_hidden = True
+        view.see_hidden = lambda layer, x, hidden=hidden: hidden.append(x.clone())
+        if way == 0:
+            hidden_after(model, ids, view)
+        else:
+            with torch.inference_mode():
+                decoder_of(model.model)(input_ids=ids[None], use_cache=False, store=view)
+    assert len(seen[0]) == len(seen[1]) == 2
+    for ours, stock in zip(*seen, strict=True):
+        torch.testing.assert_close(ours, stock, atol=1e-5, rtol=1e-4)
+
+
 def test_a_model_that_is_more_than_its_weights_runs_through_its_modules(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

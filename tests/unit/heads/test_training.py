@@ -347,6 +347,25 @@ def test_one_document_is_too_few(tmp_path: Path) -> None:
         train(model, LAYOUT, DOCUMENTS[:1], SETTINGS, tmp_path, tmp_path / "o", CARD)
 
 
+@pytest.mark.parametrize("label", ["cis", "questions"])
+def test_a_label_of_questions_without_any_is_refused_before_anything_is_read(
+    label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "record", lambda *_, **__: pytest.fail("something was read"))
+    short = replace(READ, max_tokens=100)
+    settings = replace(SETTINGS, fitting=replace(FIT, label=label), recording=short)
+    with pytest.raises(InvalidSetting, match="comes with questions"):
+        trained(tmp_path, settings)
+
+
+def test_the_card_says_what_was_measured(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, fitting=replace(FIT, label="kvzip"), rounds=1)
+    trained(tmp_path, settings)
+    model: Any = tiny_model()
+    card = load_heads(tmp_path / "out.safetensors", model).card
+    assert card.settings["recording"]["kinds"] == ["kvzip"]
+
+
 def test_locret_is_trained_on_its_own_label(tmp_path: Path) -> None:
     model: Any = tiny_model()
     fitting = FitSettings("locret", "cis", "locret", 8, 1.0, batch_tokens=64)
