@@ -75,6 +75,11 @@ _TABLE: dict[type[Exception], Message] = {
         "The same command goes on from the last checkpoint.",
         EXIT_INTERRUPTED,
     ),
+    engine.NotLean: Message(
+        "This model runs through its own modules only.",
+        "Leave the choice of answer weights to the program.",
+        EXIT_ARGUMENTS,
+    ),
     engine.ScorerUnavailable: Message(
         "The scorer cannot be had for this model.", "Choose another with --scorer.", EXIT_MODEL
     ),

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from engine.errors import InvalidSetting
+from engine.errors import InvalidSetting, NotLean
 from engine.generate import Decoder, StockDecoder
-from engine.lean import LeanDecoder, NotLean
+from engine.lean import LeanDecoder
 from engine.memory import available_memory
 from engine.numeric import pick_answer_format
 from engine.weights import linear_parameters

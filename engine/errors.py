@@ -7,6 +7,7 @@ EngineError                 cause and next_step are for the user
 |  |- ModelDownloadFailed   the network or the source failed
 |  `- ModelCorrupt          the files are here, but not what they should be
 |- UnsupportedArchitecture  the model's attention cannot be served
+|- NotLean                  the model is more than its weights; its own modules serve it
 |- NotEnoughMemory
 |- NotEnoughDisk
 |- PrefillStopped           the user stopped the reading; carries the state so far
@@ -77,6 +78,10 @@ class PrefillStopped(EngineError):
 
 class ScorerUnavailable(EngineError):
     """No such scorer, or one that does not fit this model."""
+
+
+class NotLean(EngineError):
+    """The model does something that only its own modules know; `cause` says what."""
 
 
 class QuestionSetBad(EngineError):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from engine.attention import decoder_of
-from engine.errors import EngineError
+from engine.errors import NotLean
 
 if TYPE_CHECKING:
     from engine.loader import LoadedModel
@@ -29,10 +29,6 @@ _CLASS_PREFIX = {
     "qwen3": "Qwen3",
     "phi3": "Phi3",
 }
-
-
-class NotLean(EngineError):
-    """The model does something that only its own modules know; `cause` says what."""
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,13 @@ from torch.nn import functional
 
 from engine.attention import Store
 from engine.errors import InvalidSetting
-from engine.layer_weights import Activation, LayerWeights, Norm, NotLean, read_decoder
+from engine.layer_weights import Activation, LayerWeights, Norm, read_decoder
 from kernels.linear import Format, PackedLinear, linear, pack
 
 if TYPE_CHECKING:
     from engine.loader import LoadedModel
 
-__all__ = ["FORMATS", "LeanDecoder", "LeanFormat", "NotLean"]
+__all__ = ["FORMATS", "LeanDecoder", "LeanFormat"]
 
 LeanFormat = Literal["same", "fp16", "int8", "int4"]
 FORMATS: tuple[LeanFormat, ...] = ("same", "fp16", "int8", "int4")

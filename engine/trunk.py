@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.attention import Store, decoder_of
-from engine.layer_weights import NotLean
+from engine.errors import NotLean
 from engine.lean import LeanDecoder
 
 if TYPE_CHECKING:

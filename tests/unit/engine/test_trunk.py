@@ -10,8 +10,8 @@ import torch
 from engine import trunk
 from engine.attention import decoder_of
 from engine.cache import DocCache
+from engine.errors import NotLean
 from engine.geometry import SERVED_FAMILIES
-from engine.lean import NotLean
 from engine.trunk import hidden_after
 from tests.fakes import cache_of, filled, tiny_model, tokens
 
