@@ -1,8 +1,7 @@
 """The decoder stack without its output head, by the shortest way there is.
 
 A model of a known family on the CPU runs from its own weights (engine.lean, format "same"): the
-stock modules rotate by an angle of zero and normalise in five passes, which is a tenth of a chunk's
-time. Everything else runs through the stock modules. A model is looked at once, before its first
+stock modules rotate by an angle of zero and normalise in five passes. Everything else runs through the stock modules. A model is looked at once, before its first
 pass: what is hung on its modules later, such as a hook, is not seen.
 """
 
