@@ -1,8 +1,9 @@
 """The decoder stack without its output head, by the shortest way there is.
 
 A model of a known family on the CPU runs from its own weights (engine.lean, format "same"): the
-stock modules rotate by an angle of zero and normalise in five passes. Everything else runs through the stock modules. A model is looked at once, before its first
-pass: what is hung on its modules later, such as a hook, is not seen.
+stock modules rotate by an angle of zero and normalise in five passes. Everything else runs through
+the stock modules. A model is looked at once, before its first pass: what is hung on its modules
+later, such as a hook, is not seen.
 """
 
 from __future__ import annotations
