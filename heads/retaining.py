@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from engine.loader import LoadedModel
 
 FORMAT = "longread-heads-1"
+# A fact is a passage: what stands beside something needed makes sense of it. Measured in
+# heads/LOG.md; pooling over neighbours is SnapKV's (arXiv 2404.14469), there of attention's votes.
+NEIGHBOURHOOD_TOKENS = 33  # 16 on either side, and the entry itself
+NEIGHBOURHOOD_SHARE = 0.5
 _ACTIVATIONS = {"silu": nn.functional.silu, "gelu": nn.functional.gelu, "relu": nn.functional.relu}
 
 
@@ -95,8 +99,20 @@ def flat_qkv(step: LayerStep) -> Tensor:
     return torch.cat([step.q, step.k, step.v]).transpose(0, 1).flatten(1)
 
 
+def with_neighbours(scores: Tensor) -> Tensor:
+    """scores [n_kv_heads, n] -> half an entry's own score, half the mean of its neighbourhood's.
+
+    The neighbourhood ends where the scores do, as at a chunk's edges.
+    """
+    aside = NEIGHBOURHOOD_TOKENS // 2
+    around = nn.functional.avg_pool1d(
+        scores[None], NEIGHBOURHOOD_TOKENS, stride=1, padding=aside, count_include_pad=False
+    )[0]
+    return torch.lerp(scores, around, NEIGHBOURHOOD_SHARE)
+
+
 class HeadScorer(Scorer):
-    """Scores with a trained head of either kind.
+    """Scores with a trained head of either kind; ours lets an entry's neighbours have a say.
 
     profile  how much each layer and KV head keeps, if the file of heads says so
     """
@@ -119,6 +135,11 @@ class HeadScorer(Scorer):
     @torch.inference_mode()
     def score(self, step: LayerStep) -> Tensor:
         """See Scorer; the head computes in the activations' dtype, scores are fp32."""
+        scores = self._of_entries(step)
+        return with_neighbours(scores) if isinstance(self.head, RetainingHead) else scores
+
+    def _of_entries(self, step: LayerStep) -> Tensor:
+        """What the head says of each entry by itself: [n_kv_heads, n] fp32."""
         if kernels.fuses(step.k.device):
             return self._fused(step)
         x = step.hidden if self.wants_hidden else flat_qkv(step)
@@ -138,7 +159,10 @@ class HeadScorer(Scorer):
     def digest(self) -> str:
         """Kind and weights: another file of heads is another scorer."""
         profile = hashlib.sha256(repr(self.profile).encode()).hexdigest()[:8]
-        return f"{self.name}:{self._digest}:{profile}"
+        name = f"{self.name}:{self._digest}:{profile}"
+        if isinstance(self.head, LocretHead):
+            return name
+        return f"{name}:{NEIGHBOURHOOD_SHARE:g} of {NEIGHBOURHOOD_TOKENS}"
 
 
 def load_heads(path: Path, model: LoadedModel) -> HeadScorer:

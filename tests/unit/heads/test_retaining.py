@@ -6,7 +6,7 @@ import math
 import os
 import pickle
 from collections import OrderedDict
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from heads.retaining import (
     head_digest,
     load_heads,
     save_heads,
+    with_neighbours,
 )
 from heads.train import FitSettings
 from tests.fakes import TinyModel, tiny_model, tokens
@@ -108,13 +109,49 @@ def test_our_head_is_two_layers_on_the_attentions_input() -> None:
     step = steps_of(model)[1]
     assert step.hidden is not None
     found = scorer_of(head).score(step)
+    alone = torch.empty(2, 6)
     for token, x in enumerate(step.hidden.tolist()):
         layers = zip(head.w1[1].tolist(), head.b1[1].tolist(), strict=True)
         inner = [gelu(sum(a * b for a, b in zip(w, x, strict=True)) + bias) for w, bias in layers]
         for kv_head, row in enumerate(head.w2[1].tolist()):
             expected = sum(a * b for a, b in zip(row, inner, strict=True))
-            expected += float(head.b2[1, kv_head])
-            assert float(found[kv_head, token]) == pytest.approx(expected, rel=1e-4, abs=1e-3)
+            alone[kv_head, token] = expected + float(head.b2[1, kv_head])
+    torch.testing.assert_close(found, neighbours_in_loops(alone), rtol=1e-4, atol=1e-3)
+
+
+def neighbours_in_loops(scores: Tensor) -> Tensor:
+    """Half an entry's own score, half the mean of the up to 33 around it."""
+    found = torch.empty_like(scores)
+    n = scores.shape[1]
+    for row, out in zip(scores.tolist(), found, strict=True):
+        for i in range(n):
+            around = row[max(i - 16, 0) : i + 17]
+            out[i] = row[i] / 2 + sum(around) / len(around) / 2
+    return found
+
+
+@pytest.mark.parametrize("n", [1, 2, 16, 33, 100])
+def test_an_entrys_neighbours_have_half_the_say(n: int) -> None:
+    scores = torch.randn(2, n, generator=torch.Generator().manual_seed(n))
+    torch.testing.assert_close(with_neighbours(scores), neighbours_in_loops(scores))
+
+
+def test_a_passage_beats_a_word_that_stands_alone() -> None:
+    scores = torch.zeros(1, 200)
+    scores[0, 20] = 1.0
+    scores[0, 120:140] = 0.9
+    best = with_neighbours(scores)[0].topk(20).indices
+    assert sorted(best.tolist()) == list(range(120, 140))
+
+
+def test_locrets_own_head_rates_entry_by_entry() -> None:
+    model: Any = tiny_model()
+    whole, piece = steps_of(model)[0], steps_of(model)[0]
+    cut = replace(piece, q=piece.q[:, 3:], k=piece.k[:, 3:], v=piece.v[:, 3:])
+    scorer = scorer_of(made("locret", model))
+    torch.testing.assert_close(scorer.score(whole)[:, 3:], scorer.score(cut))
+    assert "33" not in scorer.digest()
+    assert "33" in scorer_of(made("retaining", model)).digest()
 
 
 @pytest.mark.parametrize("kind", ["retaining", "locret"])
@@ -131,7 +168,9 @@ def test_heads_rate_in_a_reading_and_say_what_they_see(kind: str) -> None:
         for kv_head in range(2):
             rows = layer.rows(kv_head)
             places = layer.positions[rows]
-            early = places < 32
+            # A neighbourhood ends where a chunk does.
+            early = places < (16 if kind == "retaining" else 32)
+            assert bool(early.any())
             torch.testing.assert_close(
                 layer.scores[rows][early], scores[kv_head, places[early].long()],
                 atol=1e-4, rtol=1e-4,
