@@ -118,6 +118,9 @@ def train(
     kinds = kinds_for(settings.fitting.label)
     settings = replace(settings, recording=replace(settings.recording, kinds=kinds))
     _check_questions(layout, documents, settings)
+    if start is not None:  # heads that go on keep their width, whatever was asked for
+        width = (start.w1 if isinstance(start, RetainingHead) else start.fc1).shape[1]
+        settings = replace(settings, fitting=replace(settings.fitting, width=width))
     head = start
     used: list[Path] = []
     fit_s = 0.0

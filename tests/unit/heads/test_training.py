@@ -292,6 +292,16 @@ def test_other_fitting_uses_the_same_readings(
     assert len({head_digest(h) for h in (first, second, third)}) == 3
 
 
+def test_the_card_of_heads_that_go_on_tells_their_own_width(tmp_path: Path) -> None:
+    model: Any = tiny_model()
+    start = RetainingHead(model.geometry, 4).requires_grad_(False)
+    wider = replace(SETTINGS, rounds=1, fitting=replace(SETTINGS.fitting, width=8))
+    head, _ = trained(tmp_path, wider, start=start)
+    assert isinstance(head, RetainingHead) and head.w1.shape[1] == 4
+    card = load_heads(tmp_path / "out.safetensors", model).card
+    assert card.settings["fitting"]["width"] == 4
+
+
 def test_processes_share_the_reading_and_end_with_one_head(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
