@@ -2,7 +2,7 @@
 
     python tests/bench/standing.py --data ../shared/data --models DIR --log FILE
 
-For each set: documents that no shipped head has read, evenly chosen by length, each read whole,
+For each set: documents that no shipped head was trained on, evenly chosen by length, read whole,
 then once for every scorer and share with real eviction; its questions are asked of each cache.
 Prints a line a row with what the row lost (nats an answer token over the full cache, +- standard
 error over documents), its F1 as a share of the full cache's, and the goals; then, over all rows of
@@ -90,7 +90,9 @@ SETS = {
 }  # fmt: skip
 
 
-def documents_of(name: str, data: Path, n_documents: int, n_questions: int) -> list[Any]:
+def documents_of(
+    name: str, data: Path, n_documents: int, n_questions: int
+) -> list[QuestionedDocument]:
     """Evenly chosen by length, among those that no head has read."""
     kind = SETS[name]
     low, high = kind.tokens

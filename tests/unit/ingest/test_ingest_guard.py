@@ -51,7 +51,9 @@ def test_the_parent_never_loads_the_parser(tmp_path: Path) -> None:
     )
     root = Path(__file__).resolve().parents[3]
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    subprocess.run([sys.executable, "-c", code, str(path)], check=True, env=environment)
+    command = [sys.executable, "-c", code, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_errors_of_the_worker_arrive_as_their_type(tmp_path: Path) -> None:
