@@ -176,19 +176,36 @@ def _input(model: LoadedModel, hidden: Tensor, layer: int, kind: str) -> Tensor:
     """What a head of this kind sees of a layer: the attention's input, or its projections."""
     if kind == "retaining":
         return hidden.float()
+    parts = _projections(model, hidden, layer, "qkv")
+    return torch.cat([p.flatten(1) for p in parts], dim=-1).float().cpu()
+
+
+@torch.no_grad()
+def keys_values(model: LoadedModel, hidden: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """A recorded document's cache, from hidden [n_layers, n, hidden_size].
+
+    Returns keys, un-rotated, and values, per layer [n_kv_heads, n, head_dim].
+    """
+    found = [_projections(model, x, layer, "kv") for layer, x in enumerate(hidden)]
+    return [k.transpose(0, 1) for k, _ in found], [v.transpose(0, 1) for _, v in found]
+
+
+def _projections(model: LoadedModel, hidden: Tensor, layer: int, names: str) -> list[Tensor]:
+    """Of `q`, `k` and `v` those named, normalised where the model does: [n, heads, head_dim]."""
     attention: Any = decoder_of(model.model).layers[layer].self_attn
     x = hidden.to(model.compute_dtype).to(model.device)
-    if hasattr(attention, "qkv_proj"):
-        return attention.qkv_proj(x).float().cpu()
     g = model.geometry
-    parts = []
-    for name, n_heads in (("q", g.n_q_heads), ("k", g.n_kv_heads), ("v", g.n_kv_heads)):
-        out = getattr(attention, f"{name}_proj")(x)
+    heads = {"q": g.n_q_heads, "k": g.n_kv_heads, "v": g.n_kv_heads}
+    if hasattr(attention, "qkv_proj"):
+        whole = attention.qkv_proj(x).unflatten(-1, (-1, g.head_dim))
+        parts = dict(zip("qkv", whole.split(list(heads.values()), dim=1), strict=True))
+        return [parts[name] for name in names]
+    found = []
+    for name in names:
+        out = getattr(attention, f"{name}_proj")(x).unflatten(-1, (heads[name], g.head_dim))
         norm = getattr(attention, f"{name}_norm", None)
-        if norm is not None:
-            out = norm(out.reshape(len(x), n_heads, g.head_dim)).flatten(1)
-        parts.append(out)
-    return torch.cat(parts, dim=-1).float().cpu()
+        found.append(out if norm is None else norm(out))
+    return found
 
 
 def _fit_layer(

@@ -1,5 +1,7 @@
 """The whole training of retaining heads: record, fit, read again on-policy, fit again, save.
 
+Between the last fit and the saving, heads may be fitted through answers (heads.answer_fit).
+
 Everything that takes long is on disk as soon as it is done: a training that was cut off goes on
 where it stopped. Documents are divided among processes started by `accelerate launch`.
 """
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import InvalidSetting
+from heads.answer_fit import AnswerFitSettings, Lesson, Step, fit_through_answers
 from heads.labels import output_grams
 from heads.layout import Layout
 from heads.question_set import QuestionedDocument
@@ -46,20 +49,27 @@ HELD_EVERY = 8  # every eighth document is only looked at
 _REPLAY_FACTOR = 3.0  # forward passes a document token: reading, replay, and the questions
 _POLL_S = 2.0
 NEEDS_QUESTIONS = ("questions", "cis")
+_ANSWER_TOKENS = 48
+_TELL_EVERY = 20  # steps of a fit through answers
+# What a step on 3,000 tokens with six questions took, in tokens read meanwhile (heads/LOG.md).
+_STEP_TOKENS = 1400
 
 
 @dataclass(frozen=True)
 class TrainSettings:
     """A whole training.
 
-    rounds     1 reads with the full cache; each further round reads on-policy with the last heads
+    rounds     1 reads with the full cache; each further round reads on-policy with the last heads;
+               0 fits to no label: heads that are given go on through answers alone
     kept       the on-policy budget as a fraction
+    answers    the fit through answers that follows, of the documents with questions; 0 steps: none
     """
 
     recording: RecordSettings = field(default_factory=RecordSettings)
     fitting: FitSettings = field(default_factory=FitSettings)
     rounds: int = 2
     kept: float = 0.25
+    answers: AnswerFitSettings = field(default_factory=AnswerFitSettings)
 
 
 @dataclass(frozen=True)
@@ -89,10 +99,15 @@ def plan(
         min(len(layout.prefix(d.text).token_ids), settings.recording.max_tokens) for d in documents
     ]
     n_tokens = sum(counts)
-    passes = _REPLAY_FACTOR * settings.rounds
+    passes = _REPLAY_FACTOR * settings.rounds or 1.0
     hidden = n_tokens * g.n_layers * g.hidden_size * 2
+    at_once = 2 * hidden if settings.rounds else hidden // max(len(documents), 1)
     return TrainPlan(
-        len(documents), n_tokens, int(n_tokens * passes), settings.rounds * hidden, 2 * hidden
+        len(documents),
+        n_tokens,
+        int(n_tokens * passes) + settings.answers.steps * _STEP_TOKENS,
+        max(settings.rounds, 1) * hidden,
+        at_once,
     )
 
 
@@ -118,6 +133,7 @@ def train(
     kinds = kinds_for(settings.fitting.label)
     settings = replace(settings, recording=replace(settings.recording, kinds=kinds))
     _check_questions(layout, documents, settings)
+    _check_answers(settings, start)
     if start is not None:  # heads that go on keep their width, whatever was asked for
         width = (start.w1 if isinstance(start, RetainingHead) else start.fc1).shape[1]
         settings = replace(settings, fitting=replace(settings.fitting, width=width))
@@ -144,16 +160,121 @@ def train(
         fit_s += seconds
         if report is not None:
             reports.append(report)
+    if settings.answers.steps and not firsts:  # read, and measured by no label
+        how = replace(settings.recording, replay=False, kinds=(), max_questions=0)
+        firsts = _record_all(model, layout, documents, how, work, "", None, say)
+        used += firsts
     assert head is not None
+    if settings.answers.steps and _rank() == 0:
+        assert isinstance(head, RetainingHead)
+        head, answers_s = _through_answers(
+            model, layout, documents, firsts, settings, work, head, say
+        )
     if _rank() == 0:
         forward_s = sum(load_recording(p, hidden=False).seconds for p in used)
         card.cost = (
             f"{forward_s / 60:.1f} minutes of forward passes of the model, "
             f"{fit_s / 60:.1f} of fitting, on {model.device}"
         )
+        profile = None
+        if settings.answers.steps:
+            card.label += f", then {settings.answers.steps} steps through answers"
+            card.cost += f"; {answers_s / 60:.1f} minutes through answers, gradients included"
+        else:
+            profile = _profile(firsts, settings.fitting.label)
         card.settings = asdict(settings)
-        save_heads(out, head, card, _profile(firsts, settings.fitting.label))
+        save_heads(out, head, card, profile)
     return head, reports
+
+
+def _check_answers(settings: TrainSettings, start: RetainingHead | LocretHead | None) -> None:
+    """Before anything is read: whether there are heads to fit, and of a kind that answers fit."""
+    if settings.answers.steps and settings.fitting.kind != "retaining":
+        raise InvalidSetting(
+            "Answers fit heads whose scores compare across layers; Locret's do not.",
+            "Leave out --answer-steps, or train heads of the kind 'retaining'.",
+        )
+    if settings.rounds == 0 and (start is None or not settings.answers.steps):
+        raise InvalidSetting(
+            "Without a round there is no fit to labels, and nothing to save.",
+            "Give heads to go on from (--start) and --answer-steps, or at least one round.",
+        )
+    if start is not None and start.kind != settings.fitting.kind:
+        raise InvalidSetting(
+            f"The heads to go on from are of the kind '{start.kind}', not "
+            f"'{settings.fitting.kind}'.",
+            f"Train with --kind {start.kind}.",
+        )
+
+
+def _lessons(
+    layout: Layout,
+    documents: Sequence[QuestionedDocument],
+    paths: Sequence[Path],
+    max_tokens: int,
+) -> list[Lesson]:
+    """The questions of every document that was recorded whole, without those held out."""
+    found = []
+    for number, (document, path) in enumerate(zip(documents, paths, strict=True)):
+        prefix = layout.prefix(document.text)
+        n_whole = prefix.n_header + prefix.n_document
+        if n_whole > max_tokens or number % HELD_EVERY == HELD_EVERY - 1:
+            continue
+        closing = prefix.token_ids[n_whole:]
+        pairs = [
+            ([*closing, *layout.tail(q.text)], _answer_ids(layout, q.answers[0]))
+            for q in document.questions
+        ]
+        asked = tuple((tail, answer) for tail, answer in pairs if answer)
+        if asked:
+            found.append(Lesson(path, asked))
+    return found
+
+
+def _answer_ids(layout: Layout, answer: str) -> list[int]:
+    """An answer's tokens; of a long one the beginning, which a step's memory has room for."""
+    ids = layout.tokenizer(answer, add_special_tokens=False)["input_ids"]
+    return list(ids)[:_ANSWER_TOKENS]
+
+
+def _through_answers(
+    model: LoadedModel,
+    layout: Layout,
+    documents: Sequence[QuestionedDocument],
+    paths: Sequence[Path],
+    settings: TrainSettings,
+    work: Path,
+    head: RetainingHead,
+    say: Callable[[str], None],
+) -> tuple[RetainingHead, float]:
+    """Fit through answers, going on where an earlier run was cut off; the heads and its seconds.
+
+    The seconds are of this run.
+    """
+    how = settings.recording
+    lessons = _lessons(layout, documents, paths, how.max_tokens)
+    n_asked = sum(len(lesson.asked) for lesson in lessons)
+    say(f"Through answers: {n_asked} questions of {len(lessons)} documents.")
+    key = json.dumps([head_digest(head), asdict(settings.answers), [str(p.name) for p in paths]])
+    state = work / f"answers-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
+    latest: list[Step] = []
+
+    def tell(step: Step) -> None:
+        latest.append(step)
+        if len(latest) == _TELL_EVERY or step.number + 1 == settings.answers.steps:
+            kl = sum(s.kl for s in latest) / len(latest)
+            lost = sum(s.lost for s in latest) / len(latest)
+            say(
+                f"  step {step.number + 1}/{settings.answers.steps}: {kl:.3f} nats from the full "
+                f"cache, {lost:+.3f} lost of the true answers"
+            )
+            latest.clear()
+
+    began = time.perf_counter()
+    fitted = fit_through_answers(
+        model, head, lessons, settings.answers, how.chunk_tokens, state, tell
+    )
+    return fitted, time.perf_counter() - began
 
 
 def _check_questions(

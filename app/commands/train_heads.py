@@ -46,7 +46,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--loss", choices=("mse", "bce", "rank", "locret"))
     parser.add_argument("--width", type=positive, help="default: 256; 1024 for locret")
     parser.add_argument("--epochs", type=_above_zero, default=None)
-    parser.add_argument("--rounds", type=positive, default=2, help="1 leaves out on-policy reading")
+    parser.add_argument(
+        "--rounds",
+        type=_count,
+        default=2,
+        help="1 leaves out on-policy reading, 0 every fit to labels (--start and --answer-steps)",
+    )
+    parser.add_argument(
+        "--answer-steps",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="then fit the heads to what answers lose, N steps of six questions; more memory",
+    )
     parser.add_argument("--kept", type=_share, default=0.25, help="on-policy share kept")
     parser.add_argument(
         "--ask-itself",
@@ -71,6 +83,12 @@ def _above_zero(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
 
 
 def _share(text: str) -> float:
@@ -131,6 +149,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> TrainSettings:
+    from heads.answer_fit import AnswerFitSettings
     from heads.recordings import RecordSettings
     from heads.train import FitSettings
     from heads.training import TrainSettings
@@ -147,7 +166,8 @@ def _settings(args: argparse.Namespace) -> TrainSettings:
         seed=args.seed,
     )
     recording = RecordSettings(max_tokens=args.max_tokens, ask_itself=args.ask_itself)
-    return TrainSettings(recording, fitting, rounds=args.rounds, kept=args.kept)
+    answers = AnswerFitSettings(steps=args.answer_steps, seed=args.seed)
+    return TrainSettings(recording, fitting, args.rounds, args.kept, answers)
 
 
 def _documents(args: argparse.Namespace) -> Iterator[QuestionedDocument]:

@@ -13,6 +13,7 @@ import torch
 
 from engine.errors import InvalidSetting
 from heads import training
+from heads.answer_fit import AnswerFitSettings
 from heads.labels import KINDS, output_grams
 from heads.question_set import Question
 from heads.recordings import (
@@ -406,3 +407,73 @@ def test_a_fit_by_an_older_recipe_is_not_taken_for_one_of_today(
     monkeypatch.setattr("heads.training.FIT_VERSION", 99)
     _, reports = trained(tmp_path, replace(SETTINGS, rounds=1))
     assert len(reports) == 1 and reads.n == 3, "fitted anew, from the same recordings"
+
+
+# Through answers.
+
+ANSWERS = AnswerFitSettings(steps=3, questions=2)
+
+
+def test_heads_are_fitted_through_answers_after_the_labels(tmp_path: Path) -> None:
+    model: Any = tiny_model()
+    said: list[str] = []
+    by_label, _ = trained(tmp_path, replace(SETTINGS, rounds=1))
+    head, reports = trained(tmp_path, replace(SETTINGS, rounds=1, answers=ANSWERS), say=said.append)
+    found = load_heads(tmp_path / "out.safetensors", model)
+    assert head_digest(head) != head_digest(by_label) and reports == []
+    assert found.profile is None and found.allocation == "global", "one threshold is what it learnt"
+    assert found.card.label == "blend, then 3 steps through answers"
+    assert "minutes through answers" in found.card.cost
+    assert found.card.settings["answers"]["steps"] == 3
+    assert any("6 questions of 3 documents" in line for line in said)
+    assert any("step 3/3" in line for line in said)
+
+
+def test_without_a_round_given_heads_go_on_through_answers_alone(tmp_path: Path) -> None:
+    model: Any = tiny_model()
+    start = RetainingHead(model.geometry, 4).requires_grad_(False)
+    settings = replace(SETTINGS, rounds=0, answers=ANSWERS)
+    head, reports = trained(tmp_path, settings, start=start)
+    assert reports == [] and head_digest(head) != head_digest(start)
+    read = [p for p in tmp_path.glob("*.safetensors") if not p.name.startswith(("out", "answers"))]
+    assert len(read) == 3
+    assert load_recording(read[0]).labels == {}, "nothing was measured that nobody needs"
+
+
+def test_questions_of_documents_cut_short_or_held_out_teach_nothing(tmp_path: Path) -> None:
+    paths = [tmp_path / str(n) for n in range(9)]
+    documents = [document(20 + n, n) for n in range(9)]
+    found = training._lessons(LAYOUT, documents, paths, 26)
+    assert [lesson.recording.name for lesson in found] == ["0", "1", "2", "3"]
+    tail, answer = found[0].asked[0]
+    question = documents[0].questions[0]
+    assert tail == [*CLOSING, *LAYOUT.tail(question.text)]
+    assert answer == LAYOUT.tokenizer(question.answers[0])["input_ids"]
+    assert len(training._lessons(LAYOUT, documents, paths, 400)) == 8, "the eighth is held out"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rounds": 0}, "nothing to save"),
+        ({"rounds": 0, "answers": ANSWERS}, "nothing to save"),
+        ({"answers": ANSWERS, "fitting": replace(FIT, kind="locret")}, "Locret's do not"),
+    ],
+)
+def test_what_answers_cannot_fit_is_refused_before_anything_is_read(
+    changes: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "record", lambda *_, **__: pytest.fail("something was read"))
+    with pytest.raises(InvalidSetting, match=message):
+        trained(tmp_path, replace(SETTINGS, **changes))
+
+
+def test_the_plan_counts_the_steps_through_answers() -> None:
+    model: Any = tiny_model()
+    without, with_steps = (
+        plan(model, LAYOUT, DOCUMENTS, replace(SETTINGS, answers=replace(ANSWERS, steps=n)))
+        for n in (0, 10)
+    )
+    assert with_steps.forward_tokens - without.forward_tokens == 14_000
+    none = plan(model, LAYOUT, DOCUMENTS, replace(SETTINGS, rounds=0, answers=ANSWERS))
+    assert none.disk_bytes == without.disk_bytes // 2

@@ -1,0 +1,389 @@
+"""Fits heads through answers: by what a reader is told once entries are gone.
+
+A label says what an entry is worth by itself. What an answer loses when fifteen of sixteen go at
+once it does not say: what one head drops another may hold, and some heads nobody misses. Here the
+frozen model answers a document's questions from a cache whose entries are dimmed by gates
+
+    gate_i = sigmoid((sharpness (s_i - threshold) + e) / temperature),   e logistic noise,
+
+of the heads' scores s, all layers and heads under one threshold, at which the wanted share is
+expected to stay. The gates are those of 1611.00712 (concrete distribution), learnt scores of
+entries by what the model then says are DMS's (2506.05345); there the model is trained as well, here
+the heads alone. What is made small is the distance to what the model says with everything kept:
+
+    1/2 KL(full || gated)  +  1/2 mean over tokens of max(0, log p_full - log p_gated)
+
+on the tokens of the true answers. The second part counts only what is lost: heads that make an
+answer likelier than the whole document does gain nothing, or they would learn the manner of the
+answers instead of the document.
+The gradient passes through the frozen model to the gates; a step costs some three forward passes
+of the questions and their answers.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as nnf
+
+from engine.attention import decoder_of
+from engine.errors import InvalidSetting
+from engine.eviction import EvictionConfig, protected
+from heads.recordings import Recording, load_recording
+from heads.retaining import RetainingHead, with_neighbours
+from heads.train import keys_values
+
+if TYPE_CHECKING:
+    from engine.loader import LoadedModel
+
+_WARMUP_STEPS = 10
+_FINAL_LR = 0.05  # of the first, at the end of the schedule
+_KEPT_EVERY = 25  # steps between two states on disk
+_BISECTIONS = 40
+_GATE_CHANNELS = 8  # two are needed; fused kernels want a multiple of eight
+_DARKEST = -60.0  # of a gate's logarithm: e^-60 adds nothing to a sum, and 16 bits can hold it
+
+
+@dataclass(frozen=True)
+class AnswerFitSettings:
+    """How heads are fitted through answers.
+
+    steps        0 leaves this out; one step is some questions of one document
+    questions    most questions of a step
+    kept         least and most share of the entries that gates leave, drawn log-uniformly
+    sharpness    of a gate, for a score's difference of 1
+    temperature  of the concrete distribution: small gates are hard, large ones let gradients pass
+    averaged     how much the running mean of the weights, which is the result, keeps at each step
+    """
+
+    steps: int = 0
+    lr: float = 3e-4
+    questions: int = 6
+    kept: tuple[float, float] = (0.03, 0.3)
+    sharpness: float = 6.0
+    temperature: float = 0.5
+    averaged: float = 0.97
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A document that was recorded with everything kept, and questions about it.
+
+    asked  per question the tokens after the recorded ones, up to where the answer begins, and
+           those of the answer
+    """
+
+    recording: Path
+    asked: tuple[tuple[list[int], list[int]], ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step found, in nats a token: the distance to the full cache, and what was lost."""
+
+    number: int
+    kept: float
+    kl: float
+    lost: float
+
+
+class GatedCache:
+    """A `Store`: a document whose entries are dimmed by gates, and questions side by side.
+
+    keys, values  per layer [n_kv_heads, n, head_dim], un-rotated
+    log_gates     [n_layers, n_kv_heads, n] fp32, at most 0; None: everything is seen
+    lengths       tokens of each question; each sees the document and itself, no other
+    Differentiable in log_gates, and so slower and larger than the engine's own caches.
+    """
+
+    wants_hidden = False
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
+        log_gates: Tensor | None,
+        lengths: Sequence[int],
+    ) -> None:
+        self.values, self.log_gates = values, log_gates
+        n, device = keys[0].shape[1], keys[0].device
+        rotary = model.rotary
+        self._half = rotary.rotary_dim // 2
+        there = rotary.cos_sin(torch.arange(n, device=device))
+        self.keys = [self._turned(k, there) for k in keys]
+        places = torch.cat([torch.arange(length, device=device) for length in lengths])
+        self._turns = rotary.cos_sin(places + n)
+        owner = torch.repeat_interleave(
+            torch.arange(len(lengths), device=device), torch.tensor(lengths, device=device)
+        )
+        near = (owner[:, None] == owner) & (places[:, None] >= places)
+        group = model.geometry.n_q_heads // model.geometry.n_kv_heads
+        self._seen = nnf.pad(near, (n, 0), value=True).repeat(group, 1)
+
+    def see_hidden(self, layer: int, hidden: Tensor) -> None:
+        """Store protocol; nothing here wants it."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Store protocol."""
+        keys = torch.cat([self.keys[layer], self._turned(k, self._turns)], dim=1)
+        values = torch.cat([self.values[layer], v], dim=1)
+        packed = self._turned(q, self._turns).reshape(keys.shape[0], -1, q.shape[-1])
+        if self.log_gates is not None:
+            packed, keys, values = _with_gates(packed, keys, values, self.log_gates[layer] / scale)
+        out = nnf.scaled_dot_product_attention(
+            packed[None], keys[None], values[None], attn_mask=self._seen, scale=scale
+        )
+        return out[0, ..., : q.shape[-1]].reshape(q.shape)
+
+    def _turned(self, x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
+        """Rotary.apply without writing in place, which gradients do not pass."""
+        cos, sin = turns
+        first, second = x[..., : self._half].float(), x[..., self._half : 2 * self._half].float()
+        parts = [first * cos - second * sin, second * cos + first * sin]
+        rest = x[..., 2 * self._half :]
+        return torch.cat([*(p.to(x.dtype) for p in parts), rest], dim=-1)
+
+
+def _with_gates(q: Tensor, k: Tensor, v: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values with channels more, by which logits [n_kv_heads, n] are added.
+
+    A query's channel is 1 and a key's the logit, in two parts, so that 16 bits lose little of it.
+    In this way fused attention takes gates, and hands back their gradients without a matrix of
+    every query and entry in memory.
+    """
+    high = logits.to(k.dtype)
+    parts = torch.stack([high, (logits - high.float()).to(k.dtype)], dim=-1)
+    more = nnf.pad(parts, (0, _GATE_CHANNELS - 2, 0, k.shape[1] - logits.shape[1]))
+    ones = q.new_zeros(*q.shape[:2], _GATE_CHANNELS)
+    ones[..., :2] = 1
+    q, k = torch.cat([q, ones], dim=-1), torch.cat([k, more], dim=-1)
+    return q, k, nnf.pad(v, (0, _GATE_CHANNELS))
+
+
+def answer_log_probs(
+    model: LoadedModel, store: GatedCache, asked: Sequence[tuple[list[int], list[int]]]
+) -> list[Tensor]:
+    """Per question [answer tokens, vocab] fp32: the model's log probabilities at each of them."""
+    rows = [[*tail, *answer[:-1]] for tail, answer in asked]
+    ids = torch.tensor([i for row in rows for i in row], device=model.device)
+    decoder = decoder_of(model.model)
+    hidden = decoder(input_ids=ids[None], use_cache=False, store=store).last_hidden_state[0]
+    found, first = [], 0
+    for row, (tail, _) in zip(rows, asked, strict=True):
+        at = hidden[first + len(tail) - 1 : first + len(row)]
+        found.append(model.model.get_output_embeddings()(at).float().log_softmax(dim=-1))
+        first += len(row)
+    return found
+
+
+def loss_of(found: Tensor, full: Tensor, answer: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """One answer's loss, and of it the distance to the full cache and the nats lost, a token each.
+
+    found, full  [answer tokens, vocab] fp32 log probabilities, with gates and without
+    """
+    kl = (full.exp() * (full - found)).sum(dim=-1).mean()
+    true = torch.tensor(answer, device=found.device)[:, None]
+    lost = full.gather(1, true) - found.gather(1, true)
+    return (kl + lost.clamp(min=0).mean()) / 2, kl, lost.mean()
+
+
+def scores_of(
+    model: LoadedModel, head: RetainingHead, recording: Recording, chunk_tokens: int
+) -> Tensor:
+    """[n_layers, n_kv_heads, n] fp32: what heads say of a document read in chunks."""
+    layers = []
+    for layer, hidden in enumerate(recording.hidden):
+        own = head(hidden.to(model.device, model.compute_dtype), layer).float().T
+        layers.append(torch.cat([with_neighbours(s) for s in own.split(chunk_tokens, 1)], dim=1))
+    return torch.stack(layers)
+
+
+def log_gates(
+    scores: Tensor, kept: float, settings: AnswerFitSettings, generator: torch.Generator
+) -> Tensor:
+    """The logarithm of each entry's gate: [n_layers, n_kv_heads, n] fp32, at most 0.
+
+    kept  share of the unprotected entries that is expected to stay
+    What the rules protect has a gate of 1. The threshold moves with the scores, so that no gradient
+    is spent on raising all of them.
+    """
+    n = scores.shape[-1]
+    places = torch.arange(n, device=scores.device)
+    ruled = protected(places, EvictionConfig(None), n, last=True).expand_as(scores)
+    threshold = _threshold(scores[~ruled], kept, settings.sharpness)
+    uniform = torch.rand(scores.shape, generator=generator).to(scores.device)
+    noise = torch.logit(uniform, eps=1e-6)
+    open_by = settings.sharpness * (scores - threshold) + noise
+    gates = nnf.logsigmoid(open_by / settings.temperature)
+    return gates.clamp(min=_DARKEST).masked_fill(ruled, 0.0)
+
+
+def _threshold(scores: Tensor, kept: float, sharpness: float) -> Tensor:
+    """Where the expected share is `kept`: found by halving, differentiated by what it solves."""
+    known = scores.detach()
+    low, high = known.min() - 20 / sharpness, known.max() + 20 / sharpness
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        above = torch.sigmoid(sharpness * (known - middle)).mean() > kept
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    found = (low + high) / 2
+    chance = torch.sigmoid(sharpness * (known - found))
+    weight = chance * (1 - chance)
+    return found + (weight * (scores - known)).sum() / weight.sum().clamp(min=1e-9)
+
+
+def fit_through_answers(
+    model: LoadedModel,
+    head: RetainingHead,
+    lessons: Sequence[Lesson],
+    settings: AnswerFitSettings,
+    chunk_tokens: int,
+    state: Path | None = None,
+    on_step: Callable[[Step], None] = lambda _: None,
+) -> RetainingHead:
+    """Heads that go on from `head`, which stays as it is; the mean of the weights on the way.
+
+    state  a file that a training which was cut off goes on from
+    """
+    if not lessons:
+        raise InvalidSetting(
+            "No document that was recorded whole comes with questions to answer.",
+            "Give question sets, a larger --max-tokens, or leave out --answer-steps.",
+        )
+    run = _Run(model, head, settings)
+    done = run.restored(state)
+    for number in range(done, settings.steps):
+        on_step(run.step(number, lessons, chunk_tokens))
+        if state is not None and (number + 1) % _KEPT_EVERY == 0:
+            run.save(state, number + 1)
+    return run.result(head)
+
+
+class _Run:
+    """Weights on their way: those that move, their running mean, and the optimiser's moments."""
+
+    def __init__(
+        self, model: LoadedModel, head: RetainingHead, settings: AnswerFitSettings
+    ) -> None:
+        self.model, self.settings = model, settings
+        self.moving = _copy_of(head, model).to(model.device).requires_grad_(True)
+        self.mean = _copy_of(head, model).to(model.device).requires_grad_(False)
+        self.optimiser = torch.optim.Adam(
+            self.moving.parameters(), settings.lr, betas=(0.9, 0.98), fused=False
+        )
+        model.model.requires_grad_(False)
+
+    def step(self, number: int, lessons: Sequence[Lesson], chunk_tokens: int) -> Step:
+        """One document, some of its questions, one share; all drawn by the step's number."""
+        draw = random.Random(f"{self.settings.seed}:{number}")
+        lesson = _in_turn(lessons, number, self.settings.seed)
+        asked = draw.sample(lesson.asked, min(self.settings.questions, len(lesson.asked)))
+        low, high = (math.log(share) for share in self.settings.kept)
+        kept = math.exp(draw.uniform(low, high))
+        generator = torch.Generator().manual_seed(draw.getrandbits(48))
+        recording = load_recording(lesson.recording)
+        keys, values = keys_values(self.model, recording.hidden)
+        lengths = [len(tail) + len(answer) - 1 for tail, answer in asked]
+        with torch.no_grad():
+            whole = GatedCache(self.model, keys, values, None, lengths)
+            full = answer_log_probs(self.model, whole, asked)
+        # Two graphs, one after the other: the heads' and the model's need not lie in memory at once
+        # with everything between them.
+        scores = scores_of(self.model, self.moving, recording, chunk_tokens)
+        gates = log_gates(scores, kept, self.settings, generator)
+        dimmed = gates.detach().requires_grad_(True)
+        found = answer_log_probs(
+            self.model, GatedCache(self.model, keys, values, dimmed, lengths), asked
+        )
+        parts = [loss_of(f, w, a) for f, w, (_, a) in zip(found, full, asked, strict=True)]
+        loss, kl, lost = (torch.stack(part).mean() for part in zip(*parts, strict=True))
+        loss.backward()
+        self.optimiser.zero_grad()
+        gates.backward(dimmed.grad)
+        torch.nn.utils.clip_grad_norm_(self.moving.parameters(), 1.0)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self._lr(number)
+        self.optimiser.step()
+        self._average(number)
+        return Step(number, kept, float(kl.detach()), float(lost.detach()))
+
+    def _lr(self, number: int) -> float:
+        warm = min(1.0, (number + 1) / _WARMUP_STEPS)
+        cosine = (1 + math.cos(math.pi * number / self.settings.steps)) / 2
+        return self.settings.lr * warm * (_FINAL_LR + (1 - _FINAL_LR) * cosine)
+
+    @torch.no_grad()
+    def _average(self, number: int) -> None:
+        keep = min(self.settings.averaged, 1 - 1 / (number + 1))
+        pairs = zip(self.mean.parameters(), self.moving.parameters(), strict=True)
+        for mean, now in pairs:
+            mean.lerp_(now, 1 - keep)
+
+    def save(self, path: Path, n_steps: int) -> None:
+        """Write everything that a later run needs, atomically."""
+        from safetensors.torch import save_file
+
+        tensors = {f"moving.{n}": p.detach() for n, p in self.moving.named_parameters()}
+        tensors |= {f"mean.{n}": p for n, p in self.mean.named_parameters()}
+        for name, parameter in self.moving.named_parameters():
+            moments = self.optimiser.state[parameter]
+            tensors |= {f"{m}.{name}": moments[m] for m in ("exp_avg", "exp_avg_sq")}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        save_file(
+            {n: t.cpu().contiguous() for n, t in tensors.items()},
+            temporary,
+            {"n_steps": str(n_steps)},
+        )
+        temporary.replace(path)
+
+    @torch.no_grad()
+    def restored(self, path: Path | None) -> int:
+        """Take back what `save` wrote, if there is something; returns the steps done."""
+        if path is None or not path.exists():
+            return 0
+        from safetensors import safe_open
+
+        with safe_open(path, framework="pt") as file:
+            n_steps = int(file.metadata()["n_steps"])
+            means = dict(self.mean.named_parameters())
+            for name, parameter in self.moving.named_parameters():
+                parameter.copy_(file.get_tensor(f"moving.{name}"))
+                means[name].copy_(file.get_tensor(f"mean.{name}"))
+                moments = {m: file.get_tensor(f"{m}.{name}") for m in ("exp_avg", "exp_avg_sq")}
+                self.optimiser.state[parameter] = {
+                    "step": torch.tensor(float(n_steps)),
+                    **{m: t.to(parameter.device) for m, t in moments.items()},
+                }
+        return n_steps
+
+    def result(self, head: RetainingHead) -> RetainingHead:
+        """The mean as heads of the first ones' dtype and place."""
+        out = _copy_of(head, self.model).to(head.w1.device).requires_grad_(False)
+        for parameter, mean in zip(out.parameters(), self.mean.parameters(), strict=True):
+            parameter.data.copy_(mean)
+        return out
+
+
+def _copy_of(head: RetainingHead, model: LoadedModel) -> RetainingHead:
+    with torch.random.fork_rng():  # the start values are overwritten at once
+        copy = RetainingHead(model.geometry, head.w1.shape[1])
+    copy.load_state_dict({n: p.detach().float() for n, p in head.state_dict().items()})
+    return copy
+
+
+def _in_turn(lessons: Sequence[Lesson], number: int, seed: int) -> Lesson:
+    """Every document once, in an order of its own each time round."""
+    epoch, place = divmod(number, len(lessons))
+    order = list(range(len(lessons)))
+    random.Random(f"{seed}:epoch {epoch}").shuffle(order)
+    return lessons[order[place]]
