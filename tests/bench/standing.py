@@ -7,7 +7,8 @@ then once for every scorer and share with real eviction; its questions are asked
 Prints a line a row with what the row lost (nats an answer token over the full cache, +- standard
 error over documents), its F1 as a share of the full cache's, and the goals; then, over all rows of
 a scorer, by how much the last question of a cache lost more than its first; then one JSON line.
-With --log a run that was cut off goes on where it stopped.
+With --log a run that was cut off goes on where it stopped; with --equal-bytes a share of the full
+cache's bytes holds more entries in fewer bits (--kv-bits).
 """
 
 from __future__ import annotations
@@ -157,6 +158,8 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=2, help="of each set")
     parser.add_argument("--questions", type=int, default=MOST_QUESTIONS, help="of each document")
     parser.add_argument("--max-new-tokens", type=int, default=24)
+    parser.add_argument("--kv-bits", default="16", help="with commas between, a row each")
+    parser.add_argument("--equal-bytes", action="store_true", help="shares are of bytes")
     parser.add_argument("--log", type=Path, help="finished documents; a second run goes on")
     options = parser.parse_args()
     model = load_model(options.model, models_dir=options.models)
@@ -169,7 +172,8 @@ def main() -> None:
         kind = SETS[name]
         settings = EvalSettings(
             scorers, kind.kept, chunked=True, chunk_tokens=kind.chunk_tokens,
-            max_new_tokens=options.max_new_tokens,
+            max_new_tokens=options.max_new_tokens, kv_bits=tuple(options.kv_bits.split(",")),
+            equal_bytes=options.equal_bytes,
         )  # fmt: skip
         results, refused = evaluate(
             model,
@@ -191,7 +195,7 @@ def main() -> None:
         )
         for row in report["rows"]:
             print(row_line(row, kind.goals.get(row["kept"])), flush=True)
-    for scorer in scorers:
+    for scorer in dict.fromkeys(row.scorer for result in everything for row in result.rows):
         found = last_minus_first(everything, scorer)
         print(f"{scorer}: the last question of a cache lost {spread(found)} more than its first")
     print(json.dumps(reports))
