@@ -21,6 +21,7 @@ from heads.answer_fit import (
     GatedCache,
     Lesson,
     Step,
+    _with_gates,
     answer_log_probs,
     fit_through_answers,
     log_gates,
@@ -99,6 +100,17 @@ def test_shut_gates_are_an_evicted_cache() -> None:
     )
     assert gated(model, cache, gates) == pytest.approx(expected, abs=1e-4)
     assert gated(model, cache, None) != pytest.approx(expected, abs=1e-2), "something was evicted"
+
+
+def test_sixteen_bits_hold_a_gate_to_a_thousandth() -> None:
+    logits = -torch.rand(2, 50, generator=_seeded(1)) * 60
+    q = torch.zeros(2, 4, 16, dtype=torch.bfloat16)
+    k = torch.randn(2, 53, 16, generator=_seeded(2)).bfloat16()
+    queries, keys, values = _with_gates(q, k, k, logits)
+    found = queries.float() @ keys.float().mT
+    torch.testing.assert_close(found[:, 0, :50], logits, atol=1e-3, rtol=1e-3)
+    assert not found[..., 50:].any(), "what follows the document has no gate"
+    assert bool((values[..., 16:] == 0).all()) and values.shape == keys.shape
 
 
 @pytest.mark.parametrize("family", FAMILIES)
