@@ -213,7 +213,7 @@ def _plan_values(found: TrainPlan, rate: float) -> dict[str, Any]:
 def _tell_plan(found: TrainPlan, rate: float) -> None:
     say(
         f"{found.n_documents} documents, {found.n_tokens} tokens. About "
-        f"{found.seconds(rate) / 60:.0f} minutes of the model's work at {rate:.0f} tokens a second, "
+        f"{found.seconds(rate) / 60:.0f} minutes of work at {rate:.0f} tokens a second; "
         f"{found.disk_bytes / GIB:.1f} GiB on disk, {found.memory_bytes / GIB:.1f} GiB of memory "
         "beside the model."
     )
