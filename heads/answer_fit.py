@@ -13,10 +13,9 @@ the heads alone. What is made small is the distance to what the model says with 
 
     1/2 KL(full || gated)  +  1/2 mean over tokens of max(0, log p_full - log p_gated)
 
-on the tokens of the true answers, and of those that the model itself gives with everything kept
-(heads.own_answers): the former say what is worth knowing, the latter what a reader gets. The second
-part counts only what is lost: heads that make an answer likelier than the whole document does gain
-nothing, or they would learn the manner of the answers instead of the document.
+on the tokens of the true answers. The second part counts only what is lost: heads that make an
+answer likelier than the whole document does gain nothing, or they would learn the manner of the
+answers instead of the document.
 The gradient passes through the frozen model to the gates; a step costs some three forward passes
 of the questions and their answers.
 """
@@ -37,7 +36,6 @@ from torch.nn import functional as nnf
 from engine.attention import decoder_of
 from engine.errors import InvalidSetting
 from engine.eviction import EvictionConfig, protected
-from heads.own_answers import own_answers
 from heads.recordings import Recording, load_recording
 from heads.retaining import RetainingHead, with_neighbours
 from heads.train import keys_values
@@ -59,7 +57,6 @@ class AnswerFitSettings:
 
     steps        0 leaves this out; one step is some questions of one document
     questions    most questions of a step
-    own_share    how many of them are learnt from the model's own answer, the others from the true
     kept         least and most share of the entries that gates leave, drawn log-uniformly
     sharpness    of a gate, for a score's difference of 1
     temperature  of the concrete distribution: small gates are hard, large ones let gradients pass
@@ -69,7 +66,6 @@ class AnswerFitSettings:
     steps: int = 0
     lr: float = 3e-4
     questions: int = 6
-    own_share: float = 0.5
     kept: tuple[float, float] = (0.03, 0.3)
     sharpness: float = 6.0
     temperature: float = 0.5
@@ -290,11 +286,11 @@ class _Run:
         """One document, some of its questions, one share; all drawn by the step's number."""
         draw = random.Random(f"{self.settings.seed}:{number}")
         lesson = _in_turn(lessons, number, self.settings.seed)
-        recording = load_recording(lesson.recording)
-        asked = self._asked(lesson, recording, draw)
+        asked = draw.sample(lesson.asked, min(self.settings.questions, len(lesson.asked)))
         low, high = (math.log(share) for share in self.settings.kept)
         kept = math.exp(draw.uniform(low, high))
         generator = torch.Generator().manual_seed(draw.getrandbits(48))
+        recording = load_recording(lesson.recording)
         keys, values = keys_values(self.model, recording.hidden)
         lengths = [len(tail) + len(answer) - 1 for tail, answer in asked]
         with torch.no_grad():
@@ -319,24 +315,6 @@ class _Run:
         self.optimiser.step()
         self._average(number)
         return Step(number, kept, float(kl.detach()), float(lost.detach()))
-
-    def _asked(
-        self, lesson: Lesson, recording: Recording, draw: random.Random
-    ) -> list[tuple[list[int], list[int]]]:
-        """Some of a lesson's questions, each with its true or with the model's own answer."""
-        n = min(self.settings.questions, len(lesson.asked))
-        chosen = draw.sample(range(len(lesson.asked)), n)
-        by_own = [draw.random() < self.settings.own_share for _ in chosen]
-        own: list[list[int]] = []
-        if any(by_own):
-            tails = [tail for tail, _ in lesson.asked]
-            own = own_answers(
-                self.model, recording, tails, lesson.recording.with_suffix(".own.json")
-            )
-        return [
-            (lesson.asked[i][0], own[i] if mine and own[i] else lesson.asked[i][1])
-            for i, mine in zip(chosen, by_own, strict=True)
-        ]
 
     def _lr(self, number: int) -> float:
         warm = min(1.0, (number + 1) / _WARMUP_STEPS)

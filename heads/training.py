@@ -266,7 +266,7 @@ def _through_answers(
             lost = sum(s.lost for s in latest) / len(latest)
             say(
                 f"  step {step.number + 1}/{settings.answers.steps}: {kl:.3f} nats from the full "
-                f"cache, {lost:+.3f} lost of the answers"
+                f"cache, {lost:+.3f} lost of the true answers"
             )
             latest.clear()
 
