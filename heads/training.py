@@ -50,6 +50,7 @@ _REPLAY_FACTOR = 3.0  # forward passes a document token: reading, replay, and th
 _POLL_S = 2.0
 NEEDS_QUESTIONS = ("questions", "cis")
 _ANSWER_TOKENS = 48
+_QUESTION_TOKENS = 64  # about what a question and its layout take
 _TELL_EVERY = 20  # steps of a fit through answers
 # What a step on 3,000 tokens with six questions took, in tokens read meanwhile (heads/LOG.md).
 _STEP_TOKENS = 1400
@@ -101,7 +102,9 @@ def plan(
     n_tokens = sum(counts)
     passes = _REPLAY_FACTOR * settings.rounds or 1.0
     hidden = n_tokens * g.n_layers * g.hidden_size * 2
-    at_once = 2 * hidden if settings.rounds else hidden // max(len(documents), 1)
+    at_once = 2 * hidden if settings.rounds else 0
+    if settings.answers.steps:
+        at_once = max(at_once, _step_nbytes(model, max(counts), settings))
     return TrainPlan(
         len(documents),
         n_tokens,
@@ -109,6 +112,17 @@ def plan(
         max(settings.rounds, 1) * hidden,
         at_once,
     )
+
+
+def _step_nbytes(model: LoadedModel, n_tokens: int, settings: TrainSettings) -> int:
+    """What a step through answers holds beside the model, about, on a document of n_tokens."""
+    g = model.geometry
+    n_answer = settings.answers.questions * _ANSWER_TOKENS
+    n_asked = n_answer + settings.answers.questions * _QUESTION_TOKENS
+    activations = n_asked * g.n_layers * 16 * g.hidden_size * 4  # a layer's inner ones are wider
+    document = n_tokens * g.n_layers * (g.hidden_size + 3 * settings.fitting.width) * 4
+    logits = 4 * n_answer * g.vocab_size * 4
+    return activations + document + logits
 
 
 def train(

@@ -477,3 +477,4 @@ def test_the_plan_counts_the_steps_through_answers() -> None:
     assert with_steps.forward_tokens - without.forward_tokens == 14_000
     none = plan(model, LAYOUT, DOCUMENTS, replace(SETTINGS, rounds=0, answers=ANSWERS))
     assert none.disk_bytes == without.disk_bytes // 2
+    assert none.memory_bytes > 2 * 48 * 97 * 4 * 4, "the logits of two answers, four times"
