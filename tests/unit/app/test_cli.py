@@ -177,10 +177,11 @@ def test_a_damaged_session_ends_with_the_flag_that_helps(
     assert (code, out) == (1, None)
     assert "state.safetensors" in err and "--reread" in err
     assert "state.safetensors" in (data_dir / "logs" / "longread.log").read_text()
-    code, again, _ = ask(
+    code, again, err = ask(
         capsys, "ask", book, "-q", "Who?", "--json", *TINY, "--reread", "--max-new-tokens", "2"
     )
-    assert code == 0 and again["reused"] is False
+    assert code == 0, f"{err}\n{(data_dir / 'logs' / 'longread.log').read_text()}"
+    assert again["reused"] is False
 
 
 def test_our_own_fault_goes_to_the_log_with_its_traceback(
