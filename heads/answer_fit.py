@@ -16,7 +16,7 @@ the heads alone. What is made small is the distance to what the model says with 
 on the tokens of the true answers. The second part counts only what is lost: heads that make an
 answer likelier than the whole document does gain nothing, or they would learn the manner of the
 answers instead of the document.
-The gradient passes through the frozen model to the gates; a step costs some three forward passes
+The gradient passes through the frozen model to the gates; a step costs some four forward passes
 of the questions and their answers.
 """
 
@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn import functional as nnf
 
 from engine.attention import decoder_of
-from engine.errors import InvalidSetting
+from engine.errors import InvalidSetting, ScorerUnavailable
 from engine.eviction import EvictionConfig, protected
 from heads.recordings import Recording, load_recording
 from heads.retaining import RetainingHead, with_neighbours
@@ -241,6 +241,15 @@ def _threshold(scores: Tensor, kept: float, sharpness: float) -> Tensor:
     return found + (weight * (scores - known)).sum() / weight.sum().clamp(min=1e-9)
 
 
+def check_lessons(lessons: Sequence[Lesson]) -> None:
+    """Raises InvalidSetting if there is nothing to learn from."""
+    if not lessons:
+        raise InvalidSetting(
+            "No document that is read whole comes with questions to answer.",
+            "Give question sets, a larger --max-tokens, or leave out --answer-steps.",
+        )
+
+
 def fit_through_answers(
     model: LoadedModel,
     head: RetainingHead,
@@ -254,11 +263,7 @@ def fit_through_answers(
 
     state  a file that a training which was cut off goes on from
     """
-    if not lessons:
-        raise InvalidSetting(
-            "No document that was recorded whole comes with questions to answer.",
-            "Give question sets, a larger --max-tokens, or leave out --answer-steps.",
-        )
+    check_lessons(lessons)
     run = _Run(model, head, settings)
     done = run.restored(state)
     for number in range(done, settings.steps):
@@ -351,19 +356,25 @@ class _Run:
         """Take back what `save` wrote, if there is something; returns the steps done."""
         if path is None or not path.exists():
             return 0
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        with safe_open(path, framework="pt") as file:
-            n_steps = int(file.metadata()["n_steps"])
-            means = dict(self.mean.named_parameters())
-            for name, parameter in self.moving.named_parameters():
-                parameter.copy_(file.get_tensor(f"moving.{name}"))
-                means[name].copy_(file.get_tensor(f"mean.{name}"))
-                moments = {m: file.get_tensor(f"{m}.{name}") for m in ("exp_avg", "exp_avg_sq")}
-                self.optimiser.state[parameter] = {
-                    "step": torch.tensor(float(n_steps)),
-                    **{m: t.to(parameter.device) for m, t in moments.items()},
-                }
+        try:
+            with safe_open(path, framework="pt") as file:
+                n_steps = int(file.metadata()["n_steps"])
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ScorerUnavailable(
+                f"The steps of an earlier training in {path.name} cannot be read: {error}.",
+                f"Delete {path} to begin them anew.",
+            ) from error
+        means = dict(self.mean.named_parameters())
+        for name, parameter in self.moving.named_parameters():
+            parameter.copy_(found[f"moving.{name}"])
+            means[name].copy_(found[f"mean.{name}"])
+            self.optimiser.state[parameter] = {
+                "step": torch.tensor(float(n_steps)),
+                **{m: found[f"{m}.{name}"].to(parameter.device) for m in ("exp_avg", "exp_avg_sq")},
+            }
         return n_steps
 
     def result(self, head: RetainingHead) -> RetainingHead:

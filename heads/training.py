@@ -18,7 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import InvalidSetting
-from heads.answer_fit import AnswerFitSettings, Lesson, Step, fit_through_answers
+from heads.answer_fit import (
+    AnswerFitSettings,
+    Lesson,
+    Step,
+    check_lessons,
+    fit_through_answers,
+)
 from heads.labels import output_grams
 from heads.layout import Layout
 from heads.question_set import QuestionedDocument
@@ -53,7 +59,7 @@ _ANSWER_TOKENS = 48
 _QUESTION_TOKENS = 64  # about what a question and its layout take
 _TELL_EVERY = 20  # steps of a fit through answers
 # What a step on 3,000 tokens with six questions took, in tokens read meanwhile (heads/LOG.md).
-_STEP_TOKENS = 1400
+_STEP_TOKENS = 2000
 
 
 @dataclass(frozen=True)
@@ -147,7 +153,7 @@ def train(
     kinds = kinds_for(settings.fitting.label)
     settings = replace(settings, recording=replace(settings.recording, kinds=kinds))
     _check_questions(layout, documents, settings)
-    _check_answers(settings, start)
+    _check_answers(layout, documents, settings, start)
     if start is not None:  # heads that go on keep their width, whatever was asked for
         width = (start.w1 if isinstance(start, RetainingHead) else start.fc1).shape[1]
         settings = replace(settings, fitting=replace(settings.fitting, width=width))
@@ -201,8 +207,15 @@ def train(
     return head, reports
 
 
-def _check_answers(settings: TrainSettings, start: RetainingHead | LocretHead | None) -> None:
-    """Before anything is read: whether there are heads to fit, and of a kind that answers fit."""
+def _check_answers(
+    layout: Layout,
+    documents: Sequence[QuestionedDocument],
+    settings: TrainSettings,
+    start: RetainingHead | LocretHead | None,
+) -> None:
+    """Before anything is read: whether there are heads to fit, of a kind that answers fit, and
+    questions to fit them by.
+    """
     if settings.answers.steps and settings.fitting.kind != "retaining":
         raise InvalidSetting(
             "Answers fit heads whose scores compare across layers; Locret's do not.",
@@ -219,6 +232,9 @@ def _check_answers(settings: TrainSettings, start: RetainingHead | LocretHead | 
             f"'{settings.fitting.kind}'.",
             f"Train with --kind {start.kind}.",
         )
+    if settings.answers.steps:
+        anywhere = [Path()] * len(documents)  # not recorded yet
+        check_lessons(_lessons(layout, documents, anywhere, settings.recording.max_tokens))
 
 
 def _lessons(

@@ -146,6 +146,21 @@ def test_heads_go_on_from_others(
     assert code == 4 and "no retaining heads at" in err
 
 
+def test_heads_learn_through_answers(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = [tmp_path / f"{n}.safetensors" for n in range(2)]
+    assert called(capsys, "--data", data, "--rounds", "1", "--out", out[0])[0] == 0
+    go_on = ["--data", data, "--rounds", "0", "--answer-steps", "2", "--out", out[1]]
+    code, found, err = called(capsys, *go_on, "--start", out[0])
+    assert code == 0, err
+    assert "3 questions of 3 documents" in err and "step 2/2" in err and found["rounds"] == []
+    assert "2 steps through answers" in Path(found["card"]).read_text(encoding="utf-8")
+    assert out[0].read_bytes() != out[1].read_bytes()
+    code, _, err = called(capsys, *go_on)
+    assert code == 2 and "nothing to save" in err
+
+
 def test_locret_has_its_own_label_loss_and_place(
     data: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

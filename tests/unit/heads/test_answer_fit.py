@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.batch import nll_together
-from engine.errors import InvalidSetting
+from engine.errors import InvalidSetting, ScorerUnavailable
 from engine.eviction import EvictionConfig
 from engine.prefill import PrefillConfig, prefill
 from engine.pruning import pruned
@@ -198,6 +198,15 @@ def test_a_fit_that_was_cut_off_goes_on_and_ends_the_same(
     )
     assert found == [0, 1, 2, 3, 4, 4, 5, 6]
     assert head_digest(again) == head_digest(whole)
+
+
+def test_damaged_steps_are_refused_by_name(tmp_path: Path) -> None:
+    model: Any = tiny_model()
+    head = RetainingHead(model.geometry, 4).requires_grad_(False)
+    state = tmp_path / "state.safetensors"
+    state.write_bytes(b"cut off")
+    with pytest.raises(ScorerUnavailable, match=r"state\.safetensors cannot be read"):
+        fit_through_answers(model, head, [lesson(tmp_path, model)], SETTINGS, 64, state)
 
 
 def test_no_question_is_refused(tmp_path: Path) -> None:

@@ -458,6 +458,7 @@ def test_questions_of_documents_cut_short_or_held_out_teach_nothing(tmp_path: Pa
         ({"rounds": 0}, "nothing to save"),
         ({"rounds": 0, "answers": ANSWERS}, "nothing to save"),
         ({"answers": ANSWERS, "fitting": replace(FIT, kind="locret")}, "Locret's do not"),
+        ({"answers": ANSWERS, "recording": replace(READ, max_tokens=100)}, "questions to answer"),
     ],
 )
 def test_what_answers_cannot_fit_is_refused_before_anything_is_read(
@@ -474,7 +475,7 @@ def test_the_plan_counts_the_steps_through_answers() -> None:
         plan(model, LAYOUT, DOCUMENTS, replace(SETTINGS, answers=replace(ANSWERS, steps=n)))
         for n in (0, 10)
     )
-    assert with_steps.forward_tokens - without.forward_tokens == 14_000
+    assert with_steps.forward_tokens - without.forward_tokens == 20_000
     none = plan(model, LAYOUT, DOCUMENTS, replace(SETTINGS, rounds=0, answers=ANSWERS))
     assert none.disk_bytes == without.disk_bytes // 2
     assert none.memory_bytes > 2 * 48 * 97 * 4 * 4, "the logits of two answers, four times"
