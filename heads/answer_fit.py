@@ -16,8 +16,9 @@ the heads alone. What is made small is the distance to what the model says with 
 on the tokens of the true answers. The second part counts only what is lost: heads that make an
 answer likelier than the whole document does gain nothing, or they would learn the manner of the
 answers instead of the document.
-The gradient passes through the frozen model to the gates; a step costs some four forward passes
-of the questions and their answers.
+The gradient passes through the frozen model to the gates; a step costs some three forward passes
+of the questions and their answers, and one more where a question comes for the first time: what
+the model says of it with everything kept does not change.
 """
 
 from __future__ import annotations
@@ -169,20 +170,30 @@ def _with_gates(q: Tensor, k: Tensor, v: Tensor, logits: Tensor) -> tuple[Tensor
     return q, k, nnf.pad(v, (0, _GATE_CHANNELS))
 
 
-def answer_log_probs(
+def answer_hidden(
     model: LoadedModel, store: GatedCache, asked: Sequence[tuple[list[int], list[int]]]
 ) -> list[Tensor]:
-    """Per question [answer tokens, vocab] fp32: the model's log probabilities at each of them."""
+    """Per question [answer tokens, hidden_size]: the decoder's output that tells each of them."""
     rows = [[*tail, *answer[:-1]] for tail, answer in asked]
     ids = torch.tensor([i for row in rows for i in row], device=model.device)
     decoder = decoder_of(model.model)
     hidden = decoder(input_ids=ids[None], use_cache=False, store=store).last_hidden_state[0]
     found, first = [], 0
     for row, (tail, _) in zip(rows, asked, strict=True):
-        at = hidden[first + len(tail) - 1 : first + len(row)]
-        found.append(model.model.get_output_embeddings()(at).float().log_softmax(dim=-1))
+        found.append(hidden[first + len(tail) - 1 : first + len(row)])
         first += len(row)
     return found
+
+
+def log_probs(model: LoadedModel, hidden: Tensor) -> Tensor:
+    """[n, hidden_size] of the decoder's output -> [n, vocab] fp32 log probabilities."""
+    found: Tensor = model.model.get_output_embeddings()(hidden)
+    return found.float().log_softmax(dim=-1)
+
+
+def _lengths(asked: Sequence[tuple[list[int], list[int]]]) -> list[int]:
+    """Tokens that the model reads of each question and its answer: all but the last."""
+    return [len(tail) + len(answer) - 1 for tail, answer in asked]
 
 
 def loss_of(found: Tensor, full: Tensor, answer: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -286,29 +297,28 @@ class _Run:
             self.moving.parameters(), settings.lr, betas=(0.9, 0.98), fused=False
         )
         model.model.requires_grad_(False)
+        self._known: dict[tuple[Path, int], Tensor] = {}
 
     def step(self, number: int, lessons: Sequence[Lesson], chunk_tokens: int) -> Step:
         """One document, some of its questions, one share; all drawn by the step's number."""
         draw = random.Random(f"{self.settings.seed}:{number}")
         lesson = _in_turn(lessons, number, self.settings.seed)
-        asked = draw.sample(lesson.asked, min(self.settings.questions, len(lesson.asked)))
+        n_asked = len(lesson.asked)
+        numbers = draw.sample(range(n_asked), min(self.settings.questions, n_asked))
+        asked = [lesson.asked[n] for n in numbers]
         low, high = (math.log(share) for share in self.settings.kept)
         kept = math.exp(draw.uniform(low, high))
         generator = torch.Generator().manual_seed(draw.getrandbits(48))
         recording = load_recording(lesson.recording)
         keys, values = keys_values(self.model, recording.hidden)
-        lengths = [len(tail) + len(answer) - 1 for tail, answer in asked]
-        with torch.no_grad():
-            whole = GatedCache(self.model, keys, values, None, lengths)
-            full = answer_log_probs(self.model, whole, asked)
+        full = self._full(lesson, numbers, keys, values)
         # Two graphs, one after the other: the heads' and the model's need not lie in memory at once
         # with everything between them.
         scores = scores_of(self.model, self.moving, recording, chunk_tokens)
         gates = log_gates(scores, kept, self.settings, generator)
         dimmed = gates.detach().requires_grad_(True)
-        found = answer_log_probs(
-            self.model, GatedCache(self.model, keys, values, dimmed, lengths), asked
-        )
+        store = GatedCache(self.model, keys, values, dimmed, _lengths(asked))
+        found = [log_probs(self.model, at) for at in answer_hidden(self.model, store, asked)]
         parts = [loss_of(f, w, a) for f, w, (_, a) in zip(found, full, asked, strict=True)]
         loss, kl, lost = (torch.stack(part).mean() for part in zip(*parts, strict=True))
         loss.backward()
@@ -320,6 +330,23 @@ class _Run:
         self.optimiser.step()
         self._average(number)
         return Step(number, kept, float(kl.detach()), float(lost.detach()))
+
+    @torch.no_grad()
+    def _full(
+        self, lesson: Lesson, numbers: Sequence[int], keys: list[Tensor], values: list[Tensor]
+    ) -> list[Tensor]:
+        """Per question [answer tokens, vocab] fp32: log probabilities with everything kept."""
+        for number in numbers:
+            if (lesson.recording, number) in self._known:
+                continue
+            # Always in the same company: sums in 16 bits depend on it, and a run that was cut off
+            # shall end as one that was not.
+            first = number - number % self.settings.questions
+            asked = lesson.asked[first : first + self.settings.questions]
+            whole = GatedCache(self.model, keys, values, None, _lengths(asked))
+            for place, hidden in enumerate(answer_hidden(self.model, whole, asked)):
+                self._known[lesson.recording, first + place] = hidden.clone()
+        return [log_probs(self.model, self._known[lesson.recording, n]) for n in numbers]
 
     def _lr(self, number: int) -> float:
         warm = min(1.0, (number + 1) / _WARMUP_STEPS)

@@ -22,9 +22,10 @@ from heads.answer_fit import (
     Lesson,
     Step,
     _with_gates,
-    answer_log_probs,
+    answer_hidden,
     fit_through_answers,
     log_gates,
+    log_probs,
     loss_of,
 )
 from heads.labels import output_grams
@@ -71,7 +72,8 @@ def rows_of(cache: Any) -> tuple[list[Any], list[Any]]:
 def gated(model: Any, cache: Any, gates: Tensor | None) -> list[float]:
     keys, values = ([floats(rows) for rows in part] for part in rows_of(cache))
     lengths = [len(t) + len(a) - 1 for t, a in ASKED]
-    return mean_nll(answer_log_probs(model, GatedCache(model, keys, values, gates, lengths), ASKED))
+    found = answer_hidden(model, GatedCache(model, keys, values, gates, lengths), ASKED)
+    return mean_nll([log_probs(model, hidden) for hidden in found])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -172,6 +174,24 @@ def test_heads_come_nearer_to_the_full_cache(tmp_path: Path) -> None:
     first, last = (sum(s.kl for s in part) / 15 for part in (found[:15], found[-15:]))
     assert last < 0.8 * first
     assert [s.number for s in found] == list(range(90))
+
+
+def test_what_is_said_with_everything_kept_is_asked_once_a_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = tiny_model()
+    lessons = [lesson(tmp_path, model, seed=seed) for seed in (1, 2)]
+    head = RetainingHead(model.geometry, 4).requires_grad_(False)
+    asked: list[tuple[bool, int]] = []
+
+    def counted(model: Any, store: GatedCache, questions: Any) -> list[Tensor]:
+        asked.append((store.log_gates is None, len(questions)))
+        return answer_hidden(model, store, questions)
+
+    monkeypatch.setattr("heads.answer_fit.answer_hidden", counted)
+    fit_through_answers(model, head, lessons, replace(SETTINGS, steps=8, questions=1), 64)
+    assert sum(n for whole, n in asked if whole) == 4, "two documents, two questions each"
+    assert sum(n for whole, n in asked if not whole) == 8
 
 
 def test_a_fit_that_was_cut_off_goes_on_and_ends_the_same(
