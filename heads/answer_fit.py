@@ -67,7 +67,7 @@ class AnswerFitSettings:
     steps: int = 0
     lr: float = 3e-4
     questions: int = 6
-    kept: tuple[float, float] = (0.03, 0.3)
+    kept: tuple[float, float] = (0.02, 0.3)
     sharpness: float = 6.0
     temperature: float = 0.5
     averaged: float = 0.97

@@ -13,14 +13,14 @@ import json
 import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 import kernels
 from engine.errors import InvalidSetting, ScorerUnavailable
-from engine.eviction import Profile
+from engine.eviction import ALLOCATIONS, Allocation, Profile
 from engine.geometry import ModelGeometry
 from engine.scoring import LayerStep, Scorer
 
@@ -114,7 +114,9 @@ def with_neighbours(scores: Tensor) -> Tensor:
 class HeadScorer(Scorer):
     """Scores with a trained head of either kind; ours lets an entry's neighbours have a say.
 
-    profile  how much each layer and KV head keeps, if the file of heads says so
+    profile     how much each layer and KV head keeps, if the file of heads says so
+    allocation  how a budget is shared out unless somebody chooses; None: by the profile if there is
+                one, else as the kind's scores compare
     """
 
     def __init__(
@@ -123,11 +125,14 @@ class HeadScorer(Scorer):
         card: HeadCard,
         digest: str,
         profile: Profile | None = None,
+        allocation: Allocation | None = None,
     ) -> None:
         self.head, self.card, self._digest, self.profile = head, card, digest, profile
         self.name = head.kind
         self.wants_hidden = isinstance(head, RetainingHead)
-        if profile is not None:
+        if allocation is not None:
+            self.allocation = allocation
+        elif profile is not None:
             self.allocation = "profile"
         elif isinstance(head, LocretHead):
             self.allocation = "uniform"  # its scores stand for raw logits: no scale is shared
@@ -183,7 +188,7 @@ def load_heads(path: Path, model: LoadedModel) -> HeadScorer:
     else:
         head, card = _published(path, tensors, model)
     head.requires_grad_(False).to(model.device)
-    return HeadScorer(head, card, head_digest(head), profile)
+    return HeadScorer(head, card, head_digest(head), profile, _allocation(path, metadata, profile))
 
 
 def save_heads(
@@ -191,10 +196,12 @@ def save_heads(
     head: LocretHead | RetainingHead,
     card: HeadCard,
     profile: Profile | None = None,
+    allocation: Allocation | None = None,
 ) -> None:
     """Write heads in fp16 with their card, atomically.
 
-    profile  for allocation "profile"
+    profile     for allocation "profile"
+    allocation  what suits the heads; None: the profile if there is one (HeadScorer)
     """
     from safetensors.torch import save
 
@@ -204,6 +211,8 @@ def save_heads(
         "activation": head.activation,
         "card": json.dumps(card.__dict__, sort_keys=True),
     }
+    if allocation is not None:
+        metadata["allocation"] = allocation
     tensors = {name: p.detach().half().cpu().contiguous() for name, p in head.named_parameters()}
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
@@ -252,6 +261,19 @@ def _profile(path: Path, tensors: dict[str, Tensor], geometry: ModelGeometry) ->
         return Profile(tuple(kept.flatten().tolist()), tables)
     except InvalidSetting as error:
         raise ScorerUnavailable(f"{path.name} is damaged: {error.cause}") from error
+
+
+def _allocation(path: Path, metadata: dict[str, str], profile: Profile | None) -> Allocation | None:
+    """What a file of heads says of how a budget suits them."""
+    found = metadata.get("allocation")
+    if found is None:
+        return None
+    if found not in ALLOCATIONS or (found == "profile" and profile is None):
+        raise ScorerUnavailable(
+            f"{path.name} asks for the allocation '{found}', which it cannot have.",
+            "Fetch or train the heads again.",
+        )
+    return cast(Allocation, found)
 
 
 def _ours(

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from engine.errors import InvalidSetting
 from heads.answer_fit import (
     AnswerFitSettings,
@@ -24,6 +26,7 @@ from heads.answer_fit import (
     Step,
     check_lessons,
     fit_through_answers,
+    scores_of,
 )
 from heads.labels import output_grams
 from heads.layout import Layout
@@ -48,7 +51,7 @@ from heads.retaining import (
 from heads.train import FIT_VERSION, FitReport, FitSettings, fit, has_label, profile_of, target
 
 if TYPE_CHECKING:
-    from engine.eviction import Profile
+    from engine.eviction import Allocation, Profile
     from engine.loader import LoadedModel
 
 HELD_EVERY = 8  # every eighth document is only looked at
@@ -60,6 +63,7 @@ _QUESTION_TOKENS = 64  # about what a question and its layout take
 _TELL_EVERY = 20  # steps of a fit through answers
 # What a step on 3,000 tokens with six questions took, in tokens read meanwhile (heads/LOG.md).
 _STEP_TOKENS = 2000
+_PROFILE_DOCUMENTS = 32  # shares hardly move after so many
 
 
 @dataclass(frozen=True)
@@ -196,14 +200,18 @@ def train(
             f"{forward_s / 60:.1f} minutes of forward passes of the model, "
             f"{fit_s / 60:.1f} of fitting, on {model.device}"
         )
-        profile = None
+        profile: Profile | None
+        allocation: Allocation | None = None
         if settings.answers.steps:
+            assert isinstance(head, RetainingHead)
+            profile = _profile_of_scores(model, head, firsts, settings.recording.chunk_tokens)
+            allocation = "global"  # one threshold is what they learnt
             card.label += f", then {settings.answers.steps} steps through answers"
             card.cost += f"; {answers_s / 60:.1f} minutes through answers, gradients included"
         else:
             profile = _profile(firsts, settings.fitting.label)
         card.settings = asdict(settings)
-        save_heads(out, head, card, profile)
+        save_heads(out, head, card, profile, allocation)
     return head, reports
 
 
@@ -409,6 +417,17 @@ def _profile(paths: Sequence[Path], label: str) -> Profile | None:
     if asked:
         return profile_of([target(r, "questions") for r in asked])
     return profile_of([target(r, label) for r in found if has_label(r, label)])
+
+
+def _profile_of_scores(
+    model: LoadedModel, head: RetainingHead, paths: Sequence[Path], chunk_tokens: int
+) -> Profile:
+    """What each head of a model keeps on average when one threshold is drawn over the scores."""
+    scores = []
+    for path in paths[:_PROFILE_DOCUMENTS]:
+        with torch.inference_mode():
+            scores.append(scores_of(model, head, load_recording(path), chunk_tokens).cpu())
+    return profile_of(scores)
 
 
 def is_first_process() -> bool:

@@ -219,6 +219,28 @@ def test_saved_heads_come_back_with_card_profile_and_scores(kind: str, tmp_path:
     assert load_heads(path, model).profile is None
 
 
+def test_heads_with_a_profile_may_prefer_one_threshold(tmp_path: Path) -> None:
+    model: Any = tiny_model()
+    profile = Profile((0.25,), (((0.125, 0.25), (0.375, 0.25)),))
+    path = tmp_path / "h.safetensors"
+    head = made("retaining", model)
+    for allocation, expected in ((None, "profile"), ("global", "global"), ("profile", "profile")):
+        save_heads(path, head, CARD, profile, allocation)
+        found = load_heads(path, model)
+        assert (found.allocation, found.profile) == (expected, profile)
+    save_heads(path, made("locret", model), CARD)
+    assert load_heads(path, model).allocation == "uniform"
+
+
+@pytest.mark.parametrize("allocation", ["profile", "fair"])
+def test_an_allocation_that_cannot_be_had_is_refused(allocation: Any, tmp_path: Path) -> None:
+    model: Any = tiny_model()
+    path = tmp_path / "h.safetensors"
+    save_heads(path, made("retaining", model), CARD, None, allocation)
+    with pytest.raises(ScorerUnavailable, match=f"'{allocation}', which it cannot have"):
+        load_heads(path, model)
+
+
 def test_the_activation_of_a_locret_head_is_in_its_file(tmp_path: Path) -> None:
     model: Any = tiny_model()
     head = LocretHead(model.geometry, 4, "gelu")

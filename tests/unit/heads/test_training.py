@@ -421,7 +421,8 @@ def test_heads_are_fitted_through_answers_after_the_labels(tmp_path: Path) -> No
     head, reports = trained(tmp_path, replace(SETTINGS, rounds=1, answers=ANSWERS), say=said.append)
     found = load_heads(tmp_path / "out.safetensors", model)
     assert head_digest(head) != head_digest(by_label) and reports == []
-    assert found.profile is None and found.allocation == "global", "one threshold is what it learnt"
+    assert found.allocation == "global", "one threshold is what it learnt"
+    assert found.profile is not None and found.profile.kept == PROFILE_KEPT, "who asks can have it"
     assert found.card.label == "blend, then 3 steps through answers"
     assert "minutes through answers" in found.card.cost
     assert found.card.settings["answers"]["steps"] == 3
