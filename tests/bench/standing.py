@@ -55,6 +55,7 @@ class TestSet:
     """Where documents come from (a set of `launch.py questions`), and how they are read.
 
     tokens    least and most, in characters / 4
+    answer_tokens  longest generated answer, in tokens: a key's value is one word of some thirty
     unread    whether no shipped head was trained on a document, by its name
     """
 
@@ -64,6 +65,7 @@ class TestSet:
     tokens: tuple[int, int]
     chunk_tokens: int = 1024
     kept: tuple[float, ...] = LONG
+    answer_tokens: int = 24
     unread: Callable[[str], bool] = lambda name: True
 
     @property
@@ -87,7 +89,7 @@ SETS = {
     "lectures": TestSet("leval", "leval", "coursera", (5000, 30000)),
     "stories": TestSet("leval", "leval", "quality", (5000, 30000)),
     "encyclopedia": TestSet("loogle", "loogle_sample/shortdep_qa.jsonl", None, (5000, 24000)),
-    "pairs": TestSet("kv", PAIRS, None, (2000, 30000)),
+    "pairs": TestSet("kv", PAIRS, None, (2000, 30000), answer_tokens=48),
 }  # fmt: skip
 
 
@@ -157,7 +159,7 @@ def main() -> None:
     parser.add_argument("--scorers", default="retaining,keydiff")
     parser.add_argument("--documents", type=int, default=2, help="of each set")
     parser.add_argument("--questions", type=int, default=MOST_QUESTIONS, help="of each document")
-    parser.add_argument("--max-new-tokens", type=int, default=24)
+    parser.add_argument("--max-new-tokens", type=int, help="default: as suits each set")
     parser.add_argument("--kv-bits", default="16", help="with commas between, a row each")
     parser.add_argument("--equal-bytes", action="store_true", help="shares are of bytes")
     parser.add_argument("--log", type=Path, help="finished documents; a second run goes on")
@@ -172,8 +174,8 @@ def main() -> None:
         kind = SETS[name]
         settings = EvalSettings(
             scorers, kind.kept, chunked=True, chunk_tokens=kind.chunk_tokens,
-            max_new_tokens=options.max_new_tokens, kv_bits=tuple(options.kv_bits.split(",")),
-            equal_bytes=options.equal_bytes,
+            max_new_tokens=options.max_new_tokens or kind.answer_tokens,
+            kv_bits=tuple(options.kv_bits.split(",")), equal_bytes=options.equal_bytes,
         )  # fmt: skip
         results, refused = evaluate(
             model,
