@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,8 +55,11 @@ def read_json(path: Path) -> dict[str, object] | None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON to a temporary name, fsync, rename: readers see the old or the new file."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    """Write JSON to a temporary name, fsync, rename: readers see the old or the new file.
+
+    Two threads may write one file: each call has a name of its own, and the last one stays.
+    """
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(value, indent=1, sort_keys=True), encoding="utf-8")
     fsync(temporary)
     os.replace(temporary, path)

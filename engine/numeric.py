@@ -6,6 +6,7 @@ fp16 is not a candidate: on CPUs it is emulated and many times slower than eithe
 from __future__ import annotations
 
 import platform
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ SECONDS_EACH = 0.25
 # bf16 halves the memory, so it wins unless fp32 is clearly faster.
 CLEARLY = 1.1
 CLEARLY_SLOWER = 1.3
+# One measurement at a time: two at once would slow each other, and take each other's threads.
+# The weights of answers are packed beside the reading, so two threads do ask.
+_MEASURING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -68,15 +72,13 @@ def pick_format(cache_file: Path | None) -> Choice:
     cache_file  JSON that remembers the measurement of each machine, torch and thread count;
                 None measures anew
     """
-    key = machine_key()
-    known = (read_json(cache_file) or {}) if cache_file else {}
-    entry = known.get(key)
-    if isinstance(entry, dict) and set(entry) == {"name", "gflops", "reason"}:
-        return Choice(**entry)
-    choice = choose(measure_formats())
-    if cache_file:
-        cache_file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(cache_file, {**known, key: asdict(choice)})
+    with _MEASURING:
+        key = machine_key()
+        entry = _known(cache_file).get(key)
+        if isinstance(entry, dict) and set(entry) == {"name", "gflops", "reason"}:
+            return Choice(**entry)
+        choice = choose(measure_formats())
+        _remember(cache_file, key, asdict(choice))
     return choice
 
 
@@ -98,24 +100,39 @@ def pick_answer_format(cache_file: Path | None) -> AnswerChoice:
     unless int8 is clearly faster, as where torch has no fp16 kernel. cache_file as in
     `pick_format`: a choice that changed from day to day would change answers.
     """
-    key = f"answers | {machine_key()}"
-    known = (read_json(cache_file) or {}) if cache_file else {}
-    entry = known.get(key)
-    if isinstance(entry, dict) and set(entry) == {"name", "milliseconds", "reason"}:
-        return AnswerChoice(**entry)
+    with _MEASURING:
+        key = f"answers | {machine_key()}"
+        entry = _known(cache_file).get(key)
+        if isinstance(entry, dict) and set(entry) == {"name", "milliseconds", "reason"}:
+            return AnswerChoice(**entry)
+        choice = choose_answer_format(_milliseconds_of_formats())
+        _remember(cache_file, key, asdict(choice))
+    return choice
+
+
+def _milliseconds_of_formats() -> dict[str, float]:
+    """Keys as in `AnswerChoice.milliseconds`.
+
+    On one thread: with more, a neighbour's load on one core decides which format waits longest.
+    """
     formats: tuple[Format, ...] = ("plain", "fp16", "int8")
-    # On one thread: with more, a neighbour's load on one core decides which format waits longest.
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        found: dict[str, float] = {f: round(1e3 * seconds_per_call(f), 3) for f in formats}
+        return {f: round(1e3 * seconds_per_call(f), 3) for f in formats}
     finally:
         torch.set_num_threads(n_threads)
-    choice = choose_answer_format(found)
+
+
+def _known(cache_file: Path | None) -> dict[str, object]:
+    return (read_json(cache_file) or {}) if cache_file else {}
+
+
+def _remember(cache_file: Path | None, key: str, choice: dict[str, object]) -> None:
+    """Add one measurement to those on disk now, which may have grown since they were read."""
     if cache_file:
         cache_file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(cache_file, {**known, key: asdict(choice)})
-    return choice
+        write_json(cache_file, {**_known(cache_file), key: choice})
 
 
 def choose_answer_format(milliseconds: dict[str, float]) -> AnswerChoice:

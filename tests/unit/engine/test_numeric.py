@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from engine import numeric
-from engine.numeric import choose, machine_key, measure_formats, pick_format
+from engine.numeric import (
+    choose,
+    machine_key,
+    measure_formats,
+    pick_answer_format,
+    pick_format,
+)
 
 
 def figures(fp32: float, bf16: float) -> dict[str, float]:
@@ -59,3 +67,30 @@ def test_a_machine_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert pick_format(file) == first
     pick_format(None)
     assert len(calls) == 4
+
+
+def test_two_measurements_wait_for_each_other_and_both_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "number-format.json"
+    running, most = [0], [0]
+
+    def measured(found: object) -> object:
+        running[0] += 1
+        most[0] = max(most[0], running[0])
+        time.sleep(0.05)
+        running[0] -= 1
+        return found
+
+    rates = {f"{phase}_{name}": 1.0 for phase in ("prefill", "decode") for name in ("fp32", "bf16")}
+    monkeypatch.setattr(numeric, "measure_formats", lambda: measured(rates))
+    monkeypatch.setattr(numeric, "seconds_per_call", lambda format: measured(0.001))
+    picks = (pick_format, pick_answer_format)
+    threads = [threading.Thread(target=pick, args=(cache,)) for pick in picks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1]
+    known = json.loads(cache.read_text(encoding="utf-8"))
+    assert set(known) == {machine_key(), f"answers | {machine_key()}"}
