@@ -111,6 +111,12 @@ class EvalSettings:
                 "Values are refitted as chunks are read; a full cache is pruned without it.",
                 "Add --chunked.",
             )
+        if self.refit and any(parse_kv_bits(bits).v_bits < 16 for bits in self.kv_bits):
+            raise InvalidSetting(
+                "A refit changes kept values after every chunk; quantised ones would be rounded "
+                "again each time.",
+                "Keep values in 16 bits, or measure without a refit.",
+            )
         if not self.full and (not self.chunked or self.oracle_names):
             raise InvalidSetting(
                 "Pruning and oracles need the full reading.",
@@ -231,7 +237,9 @@ class _Reading:
             "answers": [q.answers for q in self.document.questions],
             "settings": _settings_key(self.settings),
             "allocation": self.settings.allocation or AUTO,
-            "scorers": {name: scorer.digest() for name, scorer in self.scorers.items()},
+            "scorers": {
+                name: [scorer.digest(), scorer.allocation] for name, scorer in self.scorers.items()
+            },
             "model": self.model.fingerprint,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

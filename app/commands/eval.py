@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -132,16 +133,18 @@ def run(args: argparse.Namespace) -> int:
     from app.prompts import Layout
     from engine.registry import default_model
     from engine.scoring import Scorer
-    from heads.catalog import make_scorer
+    from heads.catalog import default_scorer, make_scorer
     from heads.evaluation import evaluate
     from heads.evaluation_report import make_report
     from heads.question_set import read_question_set
     from heads.results import ResultLog
 
     paths = data_paths(data_dir(args)).make()
-    settings = _settings(args, paths)
+    settings = _settings(args)
     documents = read_question_set(args.data, args.documents, args.questions)
     model = load(args.model or default_model(), args.weights, paths)
+    if not args.scorers:
+        settings = replace(settings, scorers=(default_scorer(model.name, paths.models / "heads"),))
 
     def make(name: str) -> Scorer:
         return make_scorer(name, model, seed=0, state_dir=paths.models / "heads")
@@ -163,16 +166,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _settings(args: argparse.Namespace, paths: DataPaths) -> EvalSettings:
-    from engine.registry import default_model, find
-    from heads.catalog import default_scorer
+def _settings(args: argparse.Namespace) -> EvalSettings:
+    """Checked before a model is loaded, by whose name the scorer is found if none is given."""
+    from heads.catalog import UNTRAINED_SCORER
     from heads.evaluation import EvalSettings
 
-    name = args.model or default_model()
-    spec = find(name)
-    usual = default_scorer(spec.name if spec else Path(name).name, paths.models / "heads")
     return EvalSettings(
-        scorers=args.scorers or (usual,),
+        scorers=args.scorers or (UNTRAINED_SCORER,),
         kept=args.kept,
         chunked=args.chunked,
         chunk_tokens=args.chunk,

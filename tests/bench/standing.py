@@ -29,6 +29,7 @@ from engine.loader import load_model
 from heads.catalog import make_scorer
 from heads.evaluation import EvalSettings, evaluate
 from heads.evaluation_report import make_report
+from heads.oracles import ORACLES
 from heads.question_set import QuestionedDocument
 from heads.questions.catalog import Request, build_set
 from heads.questions.documents import approx_tokens
@@ -166,14 +167,21 @@ def main() -> None:
     options = parser.parse_args()
     model = load_model(options.model, models_dir=options.models)
     layout = Layout(model.tokenizer)
-    scorers = tuple(options.scorers.split(","))
-    state = options.models / "heads"
+    # Of each name the shipped heads: a user's own may have read what is measured on.
+    scorers = {
+        name: make_scorer(name, model, seed=0)
+        for name in options.scorers.split(",")
+        if name not in ORACLES
+    }
+    for name, scorer in scorers.items():
+        print(f"{name}: {scorer.digest()}, allocation {scorer.allocation}", flush=True)
     reports: dict[str, Any] = {}
     everything: list[DocumentResult] = []
     for name in options.sets.split(","):
         kind = SETS[name]
         settings = EvalSettings(
-            scorers, kind.kept, chunked=True, chunk_tokens=kind.chunk_tokens,
+            tuple(options.scorers.split(",")), kind.kept, chunked=True,
+            chunk_tokens=kind.chunk_tokens,
             max_new_tokens=options.max_new_tokens or kind.answer_tokens,
             kv_bits=tuple(options.kv_bits.split(",")), equal_bytes=options.equal_bytes,
         )  # fmt: skip
@@ -182,7 +190,7 @@ def main() -> None:
             layout,
             documents_of(name, options.data / "qa", options.documents, options.questions),
             settings,
-            lambda scorer: make_scorer(scorer, model, seed=0, state_dir=state),
+            lambda scorer: scorers[scorer],
             log=ResultLog(options.log),
         )
         everything += results

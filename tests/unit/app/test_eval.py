@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from app.cli import main
-from tests.unit.app.tiny_reader import BOOK, use_tiny_model
+from app.paths import data_paths
+from heads.catalog import head_name
+from heads.retaining import HeadCard, RetainingHead, save_heads
+from tests.unit.app.tiny_reader import BOOK, tiny_loaded, use_tiny_model
 
 FLAGS = ["--model", "tiny", "--chunk", "256", "--max-new-tokens", "3", "--kept", "0.9,0.7"]
 
@@ -55,6 +58,24 @@ def test_the_report_has_everything_promised(data: Path, capsys: pytest.CaptureFi
         assert {"scorer", "kept", "f1", "recall", "nll", "bytes"} <= set(row)
         assert 0 <= row["f1"] <= 1 and row["bytes"] < found["full"]["bytes"]
     assert "document 2 of 2" in err
+
+
+def test_the_usual_scorer_is_that_of_the_models_own_name(
+    data: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Heads of `owner/model` lie under its whole name, of a file under what the loader calls it."""
+    arguments = ("--model", "elsewhere/tiny.gguf", "--no-generate", "--json")
+    code, out, err = evaluated(capsys, data, *arguments)
+    assert code == 0, err
+    assert {row["scorer"] for row in json.loads(out)["rows"]} == {"keydiff"}
+    model: Any = tiny_loaded()
+    folder = data_paths().models / "heads"
+    save_heads(
+        folder / head_name("retaining", model.name), RetainingHead(model.geometry, 4), HeadCard()
+    )
+    code, out, err = evaluated(capsys, data, *arguments)
+    assert code == 0, err
+    assert {row["scorer"] for row in json.loads(out)["rows"]} == {"retaining"}
 
 
 def test_the_table_begins_with_the_full_cache(

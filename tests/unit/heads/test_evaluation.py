@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,19 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) == 5
 
 
+def test_a_log_knows_how_a_scorer_shares_the_budget(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+
+    def make(allocation: Any) -> Callable[[str], Scorer]:
+        scorer = make_scorer("keydiff", tiny_model())
+        scorer.allocation = allocation
+        return lambda name: scorer if name == "keydiff" else make_scorer(name, tiny_model())
+
+    for n_lines, allocation in ((1, "global"), (1, "global"), (2, "uniform")):
+        measured(SETTINGS, documents=DOCUMENTS[:1], log=ResultLog(path), make=make(allocation))
+        assert len(path.read_text(encoding="utf-8").splitlines()) == n_lines
+
+
 def test_a_document_beyond_the_window_is_refused_and_the_rest_measured() -> None:
     outcomes: list[Any] = []
     documents = [document(2100, 3), DOCUMENTS[1]]
@@ -264,6 +278,7 @@ def test_without_a_full_reading_a_long_document_is_read_in_chunks() -> None:
         ({"kept": (0.5, 0.0)}, InvalidSetting),
         ({"kept": (1.5,)}, InvalidSetting),
         ({"full": False}, InvalidSetting),
+        ({"chunked": True, "refit": True, "kv_bits": ("16", "4")}, InvalidSetting),
         ({"oracle": "none_such"}, ScorerUnavailable),
     ],
 )
