@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ from heads.train import keys_values
 if TYPE_CHECKING:
     from engine.loader import LoadedModel
 
+ANSWER_FIT_VERSION = 2  # of what a fit does with its settings: a fit of another is not gone on with
 _WARMUP_STEPS = 10
 _FINAL_LR = 0.05  # of the first, at the end of the schedule
 _KEPT_EVERY = 25  # steps between two states on disk
@@ -128,7 +130,10 @@ class GatedCache:
         )
         near = (owner[:, None] == owner) & (places[:, None] >= places)
         group = model.geometry.n_q_heads // model.geometry.n_kv_heads
-        self._seen = nnf.pad(near, (n, 0), value=True).repeat(group, 1)
+        # Added, not true or false: of those, each layer would make and keep a copy of its own.
+        added = torch.zeros(near.shape, dtype=keys[0].dtype, device=device)
+        added = nnf.pad(added.masked_fill(~near, -math.inf), (n, 0))
+        self._mask = added.repeat(group, 1)
 
     def see_hidden(self, layer: int, hidden: Tensor) -> None:
         """Store protocol; nothing here wants it."""
@@ -141,7 +146,7 @@ class GatedCache:
         if self.log_gates is not None:
             packed, keys, values = _with_gates(packed, keys, values, self.log_gates[layer] / scale)
         out = nnf.scaled_dot_product_attention(
-            packed[None], keys[None], values[None], attn_mask=self._seen, scale=scale
+            packed[None], keys[None], values[None], attn_mask=self._mask, scale=scale
         )
         return out[0, ..., : q.shape[-1]].reshape(q.shape)
 
@@ -269,19 +274,24 @@ def fit_through_answers(
     chunk_tokens: int,
     state: Path | None = None,
     on_step: Callable[[Step], None] = lambda _: None,
-) -> RetainingHead:
+) -> tuple[RetainingHead, float]:
     """Heads that go on from `head`, which stays as it is; the mean of the weights on the way.
 
-    state  a file that a training which was cut off goes on from
+    state    a file that a training which was cut off goes on from
+    Returns  the heads and the seconds of all steps, those before a cut included
+    Raises   InvalidSetting if a step's loss or gradient is not finite
     """
     check_lessons(lessons)
     run = _Run(model, head, settings)
     done = run.restored(state)
     for number in range(done, settings.steps):
-        on_step(run.step(number, lessons, chunk_tokens))
+        began = time.perf_counter()
+        step = run.step(number, lessons, chunk_tokens)
+        run.seconds += time.perf_counter() - began
+        on_step(step)
         if state is not None and (number + 1) % _KEPT_EVERY == 0:
             run.save(state, number + 1)
-    return run.result(head)
+    return run.result(head), run.seconds
 
 
 class _Run:
@@ -298,6 +308,7 @@ class _Run:
         )
         model.model.requires_grad_(False)
         self._known: dict[tuple[Path, int], Tensor] = {}
+        self.seconds = 0.0
 
     def step(self, number: int, lessons: Sequence[Lesson], chunk_tokens: int) -> Step:
         """One document, some of its questions, one share; all drawn by the step's number."""
@@ -324,7 +335,12 @@ class _Run:
         loss.backward()
         self.optimiser.zero_grad()
         gates.backward(dimmed.grad)
-        torch.nn.utils.clip_grad_norm_(self.moving.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.moving.parameters(), 1.0)
+        if not bool(torch.isfinite(norm) and torch.isfinite(loss.detach())):
+            raise InvalidSetting(
+                f"Step {number + 1} through answers ran away: its loss or gradient is not finite.",
+                "Go on from other heads, or train by labels alone.",
+            )
         for group in self.optimiser.param_groups:
             group["lr"] = self._lr(number)
         self.optimiser.step()
@@ -374,7 +390,7 @@ class _Run:
         save_file(
             {n: t.cpu().contiguous() for n, t in tensors.items()},
             temporary,
-            {"n_steps": str(n_steps)},
+            {"n_steps": str(n_steps), "seconds": f"{self.seconds:.3f}"},
         )
         temporary.replace(path)
 
@@ -388,6 +404,7 @@ class _Run:
         try:
             with safe_open(path, framework="pt") as file:
                 n_steps = int(file.metadata()["n_steps"])
+                self.seconds = float(file.metadata()["seconds"])
                 found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise ScorerUnavailable(

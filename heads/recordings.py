@@ -4,8 +4,9 @@ A document is read once in chunks. After each chunk, while it is still whole, th
 repeat it (labels `kvzip`, `kvzip_plus`); after the last, with nothing evicted, questions about the
 document are sent with their answers (labels `questions`, and `cis` for Locret). When told, the
 model asks itself about a document that comes without questions or is cut short (heads.self_asked).
-Forward passes only. A second round is read on-policy: with eviction by trained heads, so that the
-hidden states are those that heads will see at work; labels then come from the first round.
+Forward passes only. A second round is read on-policy: with eviction by trained heads, one budget
+over all of them and nothing but sinks held, so that the hidden states are much like those that
+heads will see at work; labels then come from the first round.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from engine.cache import DocCache
+from engine.errors import ScorerUnavailable
 from engine.eviction import EvictionConfig
 from engine.prefill import PrefillConfig, prefill
 from engine.scorers.recency import RecencyScorer
@@ -223,12 +225,14 @@ def _spread(items: Sequence[Any], n: int) -> list[Any]:
 def recording_path(
     folder: Path,
     model: LoadedModel,
+    layout: Layout,
     document: QuestionedDocument,
     settings: RecordSettings,
     who: str,
 ) -> Path:
-    """Where a recording of exactly this model, document, settings and evictor lies."""
-    what = [document.text, [asdict(question) for question in document.questions]]
+    """Where a recording of exactly this model, layout, document, settings and evictor lies."""
+    prefix = layout.prefix(document.text)
+    what = [prefix.token_ids, prefix.n_header, [asdict(q) for q in document.questions]]
     key = json.dumps(
         [sorted(model.fingerprint.items()), what, asdict(settings), who], sort_keys=True
     )
@@ -252,11 +256,20 @@ def save_recording(path: Path, recording: Recording) -> None:
 
 
 def load_recording(path: Path, *, hidden: bool = True) -> Recording:
-    """Read back what `save_recording` wrote; without `hidden` its states stay on disk (empty)."""
-    from safetensors import safe_open
+    """Read back what `save_recording` wrote; without `hidden` its states stay on disk (empty).
 
-    with safe_open(path, framework="pt") as file:
-        labels = {n[6:]: file.get_tensor(n) for n in file.keys() if n.startswith("label.")}  # noqa: SIM118
-        states = file.get_tensor("hidden") if hidden else torch.empty(0, 0, 0)
-        facts = file.metadata()
-        return Recording(states, labels, int(facts["n_header"]), float(facts["seconds"]))
+    Raises ScorerUnavailable if the file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            labels = {n[6:]: file.get_tensor(n) for n in file.keys() if n.startswith("label.")}  # noqa: SIM118
+            states = file.get_tensor("hidden") if hidden else torch.empty(0, 0, 0)
+            facts = file.metadata()
+            return Recording(states, labels, int(facts["n_header"]), float(facts["seconds"]))
+    except (SafetensorError, OSError) as error:
+        raise ScorerUnavailable(
+            f"The recording {path.name} of a training cannot be read: {error}.",
+            f"Delete {path}; the same command reads its document again.",
+        ) from error

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.errors import InvalidSetting
+from engine.eviction import RESERVE_TOKENS
 from heads.answer_fit import (
+    ANSWER_FIT_VERSION,
     AnswerFitSettings,
     Lesson,
     Step,
@@ -40,6 +42,8 @@ from heads.recordings import (
     save_recording,
 )
 from heads.retaining import (
+    NEIGHBOURHOOD_SHARE,
+    NEIGHBOURHOOD_TOKENS,
     HeadCard,
     HeadScorer,
     LocretHead,
@@ -103,25 +107,56 @@ def plan(
     layout: Layout,
     documents: Sequence[QuestionedDocument],
     settings: TrainSettings,
+    work: Path,
 ) -> TrainPlan:
-    """Count tokens and bytes; nothing is read by the model."""
+    """Count tokens and bytes; nothing is read by the model.
+
+    work    folder of the recordings: those of a first reading that lie there need no room
+    Raises InvalidSetting if a document would be read beyond the model's window.
+    """
     g = model.geometry
     counts = [
         min(len(layout.prefix(d.text).token_ids), settings.recording.max_tokens) for d in documents
     ]
+    _check_window(model, max(counts, default=0))
     n_tokens = sum(counts)
     passes = _REPLAY_FACTOR * settings.rounds or 1.0
     hidden = n_tokens * g.n_layers * g.hidden_size * 2
+    how = _first_reading(settings)
+    there = sum(
+        n
+        for n, document in zip(counts, documents, strict=True)
+        if recording_path(work, model, layout, document, how, "").exists()
+    )
     at_once = 2 * hidden if settings.rounds else 0
     if settings.answers.steps:
-        at_once = max(at_once, _step_nbytes(model, max(counts), settings))
+        at_once = max(at_once, _step_nbytes(model, max(counts, default=0), settings))
     return TrainPlan(
         len(documents),
         n_tokens,
         int(n_tokens * passes) + settings.answers.steps * _STEP_TOKENS,
-        max(settings.rounds, 1) * hidden,
+        max(settings.rounds, 1) * hidden - there * g.n_layers * g.hidden_size * 2,
         at_once,
     )
+
+
+def _first_reading(settings: TrainSettings) -> RecordSettings:
+    """How documents are read first: measured by the labels, if heads are to be fitted to some."""
+    how = replace(settings.recording, kinds=kinds_for(settings.fitting.label))
+    if settings.rounds:
+        return how
+    return replace(how, replay=False, kinds=(), max_questions=0, ask_itself=False)
+
+
+def _check_window(model: LoadedModel, n_tokens: int) -> None:
+    """Training reads at original positions, and asks after the last of them."""
+    window = model.geometry.window
+    if n_tokens + RESERVE_TOKENS > window:
+        raise InvalidSetting(
+            f"{n_tokens} tokens of a document, and {RESERVE_TOKENS} for questions, are more than "
+            f"the model's window of {window}.",
+            f"Cut documents with --max-tokens {max(window - RESERVE_TOKENS, 1)}.",
+        )
 
 
 def _step_nbytes(model: LoadedModel, n_tokens: int, settings: TrainSettings) -> int:
@@ -132,7 +167,8 @@ def _step_nbytes(model: LoadedModel, n_tokens: int, settings: TrainSettings) -> 
     activations = n_asked * g.n_layers * 16 * g.hidden_size * 4  # a layer's inner ones are wider
     document = n_tokens * g.n_layers * (g.hidden_size + 3 * settings.fitting.width) * 4
     logits = 4 * n_answer * g.vocab_size * 4
-    return activations + document + logits
+    mask = g.n_q_heads // g.n_kv_heads * n_asked * (n_tokens + n_asked) * 4
+    return activations + document + logits + mask
 
 
 def train(
@@ -154,8 +190,6 @@ def train(
     """
     if len(documents) < 2:
         raise InvalidSetting("Training needs at least two documents.", "Give more text.")
-    kinds = kinds_for(settings.fitting.label)
-    settings = replace(settings, recording=replace(settings.recording, kinds=kinds))
     _check_questions(layout, documents, settings)
     _check_answers(layout, documents, settings, start)
     if start is not None:  # heads that go on keep their width, whatever was asked for
@@ -168,7 +202,7 @@ def train(
     firsts: list[Path] = []
     for number in range(settings.rounds):
         on_policy = number > 0
-        how = settings.recording
+        how = _first_reading(settings)
         if on_policy:
             how = replace(how, kept=settings.kept, replay=False, kinds=())
         evictor = head_digest(head) if on_policy and head is not None else ""
@@ -185,7 +219,7 @@ def train(
         if report is not None:
             reports.append(report)
     if settings.answers.steps and not firsts:  # read, and measured by no label
-        how = replace(settings.recording, replay=False, kinds=(), max_questions=0)
+        how = _first_reading(settings)
         firsts = _record_all(model, layout, documents, how, work, "", None, say)
         used += firsts
     assert head is not None
@@ -210,7 +244,7 @@ def train(
             card.cost += f"; {answers_s / 60:.1f} minutes through answers, gradients included"
         else:
             profile = _profile(firsts, settings.fitting.label)
-        card.settings = asdict(settings)
+        card.settings = asdict(replace(settings, recording=_first_reading(settings)))
         save_heads(out, head, card, profile, allocation)
     return head, reports
 
@@ -285,15 +319,21 @@ def _through_answers(
     head: RetainingHead,
     say: Callable[[str], None],
 ) -> tuple[RetainingHead, float]:
-    """Fit through answers, going on where an earlier run was cut off; the heads and its seconds.
-
-    The seconds are of this run.
+    """Fit through answers, going on where an earlier run was cut off; the heads, and the seconds
+    of all runs.
     """
     how = settings.recording
     lessons = _lessons(layout, documents, paths, how.max_tokens)
     n_asked = sum(len(lesson.asked) for lesson in lessons)
     say(f"Through answers: {n_asked} questions of {len(lessons)} documents.")
-    key = json.dumps([head_digest(head), asdict(settings.answers), [str(p.name) for p in paths]])
+    key = json.dumps(
+        [
+            [ANSWER_FIT_VERSION, NEIGHBOURHOOD_TOKENS, NEIGHBOURHOOD_SHARE],
+            head_digest(head),
+            asdict(settings.answers),
+            [p.name for p in paths],
+        ]
+    )
     state = work / f"answers-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
     latest: list[Step] = []
 
@@ -308,11 +348,9 @@ def _through_answers(
             )
             latest.clear()
 
-    began = time.perf_counter()
-    fitted = fit_through_answers(
+    return fit_through_answers(
         model, head, lessons, settings.answers, how.chunk_tokens, state, tell
     )
-    return fitted, time.perf_counter() - began
 
 
 def _check_questions(
@@ -345,7 +383,7 @@ def _record_all(
     say: Callable[[str], None],
 ) -> list[Path]:
     """Record this process's share, then wait for the others'; returns all files, in order."""
-    paths = [recording_path(work, model, d, how, evictor) for d in documents]
+    paths = [recording_path(work, model, layout, d, how, evictor) for d in documents]
     grams = output_grams(model)
     n_read, seconds = 0, 0.0
     for number in range(_rank(), len(documents), _n_processes()):

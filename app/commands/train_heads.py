@@ -112,14 +112,14 @@ def run(args: argparse.Namespace) -> int:
     settings = _settings(args)
     model = load(args.model, "auto", paths)
     layout = Layout(model.tokenizer)
-    found = plan(model, layout, documents, settings)
+    work = paths.models / "training"
+    found = plan(model, layout, documents, settings, work)
     rate = _tokens_per_s(model)
     _tell_plan(found, rate)
     if args.plan:
         if args.json:
             print_json({"plan": _plan_values(found, rate)})
         return 0
-    work = paths.models / "training"
     need_disk(paths.models, found.disk_bytes, "The recordings of this training")
     out = args.out or _default_out(model, args.kind, paths)
     start = None if args.start is None else load_heads(args.start, model).head

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from engine.batch import nll_together
@@ -168,7 +169,7 @@ def test_heads_come_nearer_to_the_full_cache(tmp_path: Path) -> None:
     before = head_digest(head)
     settings = replace(SETTINGS, steps=90, kept=(0.2, 0.2001))
     found: list[Step] = []
-    fitted = fit_through_answers(model, head, lessons, settings, 64, on_step=found.append)
+    fitted, _ = fit_through_answers(model, head, lessons, settings, 64, on_step=found.append)
     assert head_digest(head) == before, "the heads it goes on from stay as they are"
     assert head_digest(fitted) != before and fitted.w1.dtype == head.w1.dtype
     first, last = (sum(s.kl for s in part) / 15 for part in (found[:15], found[-15:]))
@@ -202,7 +203,7 @@ def test_a_fit_that_was_cut_off_goes_on_and_ends_the_same(
     lessons = [lesson(tmp_path, model, seed=seed) for seed in (1, 2, 3)]
     head = RetainingHead(model.geometry, 4).requires_grad_(False)
     settings = replace(SETTINGS, steps=7)
-    whole = fit_through_answers(model, head, lessons, settings, 64)
+    whole, _ = fit_through_answers(model, head, lessons, settings, 64)
     state = tmp_path / "state.safetensors"
     found: list[int] = []
 
@@ -213,10 +214,12 @@ def test_a_fit_that_was_cut_off_goes_on_and_ends_the_same(
 
     with pytest.raises(KeyboardInterrupt):
         fit_through_answers(model, head, lessons, settings, 64, state, stop)
-    again = fit_through_answers(
+    again, seconds = fit_through_answers(
         model, head, lessons, settings, 64, state, lambda s: found.append(s.number)
     )
     assert found == [0, 1, 2, 3, 4, 4, 5, 6]
+    with safe_open(state, framework="pt") as file:
+        assert 0 < float(file.metadata()["seconds"]) < seconds, "the steps before the cut count"
     assert head_digest(again) == head_digest(whole)
 
 
@@ -227,6 +230,19 @@ def test_damaged_steps_are_refused_by_name(tmp_path: Path) -> None:
     state.write_bytes(b"cut off")
     with pytest.raises(ScorerUnavailable, match=r"state\.safetensors cannot be read"):
         fit_through_answers(model, head, [lesson(tmp_path, model)], SETTINGS, 64, state)
+
+
+def test_steps_that_ran_away_are_refused_and_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heads.answer_fit._KEPT_EVERY", 1)
+    model: Any = tiny_model()
+    head = RetainingHead(model.geometry, 4).requires_grad_(False)
+    head.w2[1, 0, 0] = float("nan")
+    state = tmp_path / "state.safetensors"
+    with pytest.raises(InvalidSetting, match="Step 1 through answers ran away"):
+        fit_through_answers(model, head, [lesson(tmp_path, model)], SETTINGS, 64, state)
+    assert not state.exists()
 
 
 def test_no_question_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.errors import InvalidSetting
+from engine.errors import InvalidSetting, ScorerUnavailable
 from heads import training
 from heads.answer_fit import AnswerFitSettings
 from heads.labels import KINDS, output_grams
@@ -36,7 +36,7 @@ from heads.self_asked import OPENINGS, PARTS, one_question, self_asked
 from heads.train import PROFILE_KEPT, FitSettings
 from heads.training import TrainSettings, plan, train
 from tests.fakes import tiny_model, tokens
-from tests.unit.heads.number_layout import CLOSING, HEADER, NumberLayout, document
+from tests.unit.heads.number_layout import CLOSING, HEADER, NumberLayout, NumberPrefix, document
 
 READ = RecordSettings(chunk_tokens=64)
 FIT = FitSettings(width=4, epochs=1.0, batch_tokens=64)
@@ -167,21 +167,30 @@ def test_a_saved_recording_comes_back(tmp_path: Path) -> None:
     assert light.hidden.numel() == 0 and set(light.labels) == set(found.labels)
 
 
-def test_a_recording_belongs_to_model_text_settings_and_evictor() -> None:
+class OtherLayout(NumberLayout):
+    def prefix(self, text: str) -> NumberPrefix:
+        found = super().prefix(text)
+        return replace(found, token_ids=[1, *found.token_ids], n_header=found.n_header + 1)
+
+
+def test_a_recording_belongs_to_model_layout_text_settings_and_evictor() -> None:
     model: Any = tiny_model()
     other_model: Any = replace(tiny_model(), fingerprint={"weights": "other"})
     doc = DOCUMENTS[0]
     folder = Path("r")
-    base = recording_path(folder, model, doc, READ, "")
-    assert base == recording_path(folder, model, replace(doc, name="elsewhere"), READ, "")
+    base = recording_path(folder, model, LAYOUT, doc, READ, "")
+    assert base == recording_path(folder, model, LAYOUT, replace(doc, name="elsewhere"), READ, "")
     others = [
-        recording_path(folder, other_model, doc, READ, ""),
-        recording_path(folder, model, replace(doc, text=doc.text + " 9"), READ, ""),
-        recording_path(folder, model, replace(doc, questions=doc.questions[:1]), READ, ""),
-        recording_path(folder, model, replace(doc, questions=(Question("1", ("2",)),)), READ, ""),
-        recording_path(folder, model, doc, replace(READ, max_tokens=99), ""),
-        recording_path(folder, model, doc, replace(READ, kept=0.5), ""),
-        recording_path(folder, model, doc, READ, "abc"),
+        recording_path(folder, other_model, LAYOUT, doc, READ, ""),
+        recording_path(folder, model, OtherLayout(), doc, READ, ""),
+        recording_path(folder, model, LAYOUT, replace(doc, text=doc.text + " 9"), READ, ""),
+        recording_path(folder, model, LAYOUT, replace(doc, questions=doc.questions[:1]), READ, ""),
+        recording_path(
+            folder, model, LAYOUT, replace(doc, questions=(Question("1", ("2",)),)), READ, ""
+        ),
+        recording_path(folder, model, LAYOUT, doc, replace(READ, max_tokens=99), ""),
+        recording_path(folder, model, LAYOUT, doc, replace(READ, kept=0.5), ""),
+        recording_path(folder, model, LAYOUT, doc, READ, "abc"),
     ]
     assert len({base, *others}) == len(others) + 1
 
@@ -342,10 +351,10 @@ def test_the_launchers_variables_say_which_process_this_is(
     assert (training._rank(), training._n_processes()) == (3, 4)
 
 
-def test_the_plan_counts_what_will_be_read() -> None:
+def test_the_plan_counts_what_will_be_read(tmp_path: Path) -> None:
     model: Any = tiny_model()
     settings = replace(SETTINGS, recording=replace(READ, max_tokens=160))
-    found = plan(model, LAYOUT, DOCUMENTS, settings)
+    found = plan(model, LAYOUT, DOCUMENTS, settings, tmp_path)
     assert found.n_documents == 3 and found.n_tokens == (150 + 5) + 160 + 160
     assert found.forward_tokens >= 2 * found.n_tokens
     assert found.disk_bytes == 2 * found.n_tokens * 2 * 48 * 2
@@ -470,13 +479,80 @@ def test_what_answers_cannot_fit_is_refused_before_anything_is_read(
         trained(tmp_path, replace(SETTINGS, **changes))
 
 
-def test_the_plan_counts_the_steps_through_answers() -> None:
+def test_the_plan_counts_the_steps_through_answers(tmp_path: Path) -> None:
     model: Any = tiny_model()
     without, with_steps = (
-        plan(model, LAYOUT, DOCUMENTS, replace(SETTINGS, answers=replace(ANSWERS, steps=n)))
+        plan(
+            model, LAYOUT, DOCUMENTS, replace(SETTINGS, answers=replace(ANSWERS, steps=n)), tmp_path
+        )
         for n in (0, 10)
     )
     assert with_steps.forward_tokens - without.forward_tokens == 20_000
-    none = plan(model, LAYOUT, DOCUMENTS, replace(SETTINGS, rounds=0, answers=ANSWERS))
+    none = plan(model, LAYOUT, DOCUMENTS, replace(SETTINGS, rounds=0, answers=ANSWERS), tmp_path)
     assert none.disk_bytes == without.disk_bytes // 2
     assert none.memory_bytes > 2 * 48 * 97 * 4 * 4, "the logits of two answers, four times"
+
+
+def test_the_plan_asks_no_room_for_what_was_read_before(tmp_path: Path) -> None:
+    model: Any = tiny_model()
+    settings = replace(SETTINGS, rounds=0, answers=ANSWERS)
+    before = plan(model, LAYOUT, DOCUMENTS, settings, tmp_path)
+    assert before.disk_bytes > 0
+    trained(tmp_path, settings, start=RetainingHead(model.geometry, 4).requires_grad_(False))
+    assert plan(model, LAYOUT, DOCUMENTS, settings, tmp_path).disk_bytes == 0
+    labelled = plan(model, LAYOUT, DOCUMENTS, SETTINGS, tmp_path)
+    assert labelled.disk_bytes == 2 * before.disk_bytes, "those were not measured by the label"
+
+
+def test_a_document_beyond_the_window_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    model: Any = tiny_model()
+    window = model.geometry.window
+    long = [document(window - 2047, 1), document(90, 2)]
+    whole = replace(SETTINGS, recording=replace(READ, max_tokens=9999))
+    with pytest.raises(InvalidSetting, match=f"window of {window}") as refused:
+        plan(model, LAYOUT, long, whole, tmp_path)
+    assert f"--max-tokens {window - 2048}" in refused.value.next_step
+    cut = replace(SETTINGS, recording=replace(READ, max_tokens=window - 2048))
+    assert plan(model, LAYOUT, long, cut, tmp_path).n_documents == 2
+
+
+def test_no_documents_are_refused_in_words(tmp_path: Path) -> None:
+    model: Any = tiny_model()
+    settings = replace(SETTINGS, answers=ANSWERS)
+    assert plan(model, LAYOUT, [], settings, tmp_path).n_tokens == 0
+    with pytest.raises(InvalidSetting, match="at least two documents"):
+        train(model, LAYOUT, [], settings, tmp_path, tmp_path / "out.safetensors", CARD)
+
+
+def test_another_fit_through_answers_does_not_go_on_from_an_earlier_ones_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heads.answer_fit._KEPT_EVERY", 1)
+    model: Any = tiny_model()
+    start = RetainingHead(model.geometry, 4).requires_grad_(False)
+    settings = replace(SETTINGS, rounds=0, answers=ANSWERS)
+    for version, n_steps in ((1, 1), (1, 0), (2, 1)):
+        monkeypatch.setattr(training, "ANSWER_FIT_VERSION", version)
+        said: list[str] = []
+        trained(tmp_path, settings, start=start, say=said.append)
+        assert sum("step 3/3" in line for line in said) == n_steps
+    assert len(list(tmp_path.glob("answers-*"))) == 2
+
+
+def test_a_damaged_recording_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "r.safetensors"
+    save_recording(path, recorded())
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ScorerUnavailable, match=r"r\.safetensors of a training cannot be read"):
+        load_recording(path)
+
+
+def test_a_model_does_not_ask_itself_where_nobody_listens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heads.recordings.self_asked", lambda *_: pytest.fail("it asked itself"))
+    model: Any = tiny_model()
+    start = RetainingHead(model.geometry, 4).requires_grad_(False)
+    how = replace(READ, ask_itself=True)
+    settings = replace(SETTINGS, rounds=0, answers=ANSWERS, recording=how)
+    trained(tmp_path, settings, start=start)
