@@ -9,7 +9,9 @@ frozen model answers a document's questions from a cache whose entries are dimme
 of the heads' scores s, all layers and heads under one threshold, at which the wanted share is
 expected to stay. The gates are those of 1611.00712 (concrete distribution), learnt scores of
 entries by what the model then says are DMS's (2506.05345); there the model is trained as well, here
-the heads alone. What is made small is the distance to what the model says with everything kept:
+the heads alone. They harden on the way: through a soft gate a strong query still reads what
+eviction will drop, and heads that learn from soft ones alone spend more than their budget. What is
+made small is the distance to what the model says with everything kept:
 
     1/2 KL(full || gated)  +  1/2 mean over tokens of max(0, log p_full - log p_gated)
 
@@ -45,7 +47,7 @@ from heads.train import keys_values
 if TYPE_CHECKING:
     from engine.loader import LoadedModel
 
-ANSWER_FIT_VERSION = 2  # of what a fit does with its settings: a fit of another is not gone on with
+ANSWER_FIT_VERSION = 3  # of what a fit does with its settings: a fit of another is not gone on with
 _WARMUP_STEPS = 10
 _FINAL_LR = 0.05  # of the first, at the end of the schedule
 _KEPT_EVERY = 25  # steps between two states on disk
@@ -61,8 +63,9 @@ class AnswerFitSettings:
     steps        0 leaves this out; one step is some questions of one document
     questions    most questions of a step
     kept         least and most share of the entries that gates leave, drawn log-uniformly
-    sharpness    of a gate, for a score's difference of 1
-    temperature  of the concrete distribution: small gates are hard, large ones let gradients pass
+    sharpness    of a gate, for a score's difference of 1: at the first step and at the last
+    temperature  of the concrete distribution, first and last: small gates are hard, as eviction
+                 is, large ones let gradients pass
     averaged     how much the running mean of the weights, which is the result, keeps at each step
     """
 
@@ -70,10 +73,24 @@ class AnswerFitSettings:
     lr: float = 3e-4
     questions: int = 6
     kept: tuple[float, float] = (0.02, 0.3)
-    sharpness: float = 6.0
-    temperature: float = 0.5
+    sharpness: tuple[float, float] = (8.0, 16.0)
+    temperature: tuple[float, float] = (0.4, 0.12)
     averaged: float = 0.97
     seed: int = 0
+
+    def gates(self, number: int) -> Gates:
+        """What gates are at a step, from 0: from the first to the last in equal ratios."""
+        part = number / max(self.steps - 1, 1)
+        (a, b), (c, d) = self.sharpness, self.temperature
+        return Gates(a * (b / a) ** part, c * (d / c) ** part)
+
+
+@dataclass(frozen=True)
+class Gates:
+    """How sharply gates tell scores apart, and how hard they are (AnswerFitSettings)."""
+
+    sharpness: float
+    temperature: float
 
 
 @dataclass(frozen=True)
@@ -223,9 +240,7 @@ def scores_of(
     return torch.stack(layers)
 
 
-def log_gates(
-    scores: Tensor, kept: float, settings: AnswerFitSettings, generator: torch.Generator
-) -> Tensor:
+def log_gates(scores: Tensor, kept: float, how: Gates, generator: torch.Generator) -> Tensor:
     """The logarithm of each entry's gate: [n_layers, n_kv_heads, n] fp32, at most 0.
 
     kept  share of the unprotected entries that is expected to stay
@@ -235,11 +250,11 @@ def log_gates(
     n = scores.shape[-1]
     places = torch.arange(n, device=scores.device)
     ruled = protected(places, EvictionConfig(None), n, last=True).expand_as(scores)
-    threshold = _threshold(scores[~ruled], kept, settings.sharpness)
+    threshold = _threshold(scores[~ruled], kept, how.sharpness)
     uniform = torch.rand(scores.shape, generator=generator).to(scores.device)
     noise = torch.logit(uniform, eps=1e-6)
-    open_by = settings.sharpness * (scores - threshold) + noise
-    gates = nnf.logsigmoid(open_by / settings.temperature)
+    open_by = how.sharpness * (scores - threshold) + noise
+    gates = nnf.logsigmoid(open_by / how.temperature)
     return gates.clamp(min=_DARKEST).masked_fill(ruled, 0.0)
 
 
@@ -326,7 +341,7 @@ class _Run:
         # Two graphs, one after the other: the heads' and the model's need not lie in memory at once
         # with everything between them.
         scores = scores_of(self.model, self.moving, recording, chunk_tokens)
-        gates = log_gates(scores, kept, self.settings, generator)
+        gates = log_gates(scores, kept, self.settings.gates(number), generator)
         dimmed = gates.detach().requires_grad_(True)
         store = GatedCache(self.model, keys, values, dimmed, _lengths(asked))
         found = [log_probs(self.model, at) for at in answer_hidden(self.model, store, asked)]

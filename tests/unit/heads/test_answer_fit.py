@@ -20,6 +20,7 @@ from engine.scorers.recency import RecencyScorer
 from heads.answer_fit import (
     AnswerFitSettings,
     GatedCache,
+    Gates,
     Lesson,
     Step,
     _with_gates,
@@ -38,6 +39,7 @@ from tests.unit.heads.number_layout import NumberLayout, document
 
 LAYOUT: Any = NumberLayout()
 SETTINGS = AnswerFitSettings(steps=4, questions=2, lr=1e-2, kept=(0.1, 0.4))
+GATES = Gates(6.0, 0.5)
 ASKED = [(tokens(6, 7), tokens(3, 8)), (tokens(9, 17), tokens(5, 18))]
 FAMILIES = ("llama", "qwen2", "qwen3", "phi3")
 
@@ -130,7 +132,7 @@ def test_keys_and_values_of_a_recording_are_the_caches(family: str, tmp_path: Pa
 @pytest.mark.parametrize("kept", [0.03, 0.25, 0.9])
 def test_gates_leave_the_wanted_share_and_what_the_rules_hold(kept: float) -> None:
     scores = torch.randn(4, 2, 900, generator=_seeded(3)) * 5 + 40
-    found = log_gates(scores, kept, SETTINGS, _seeded(4))
+    found = log_gates(scores, kept, GATES, _seeded(4))
     assert bool((found <= 0).all()) and found.shape == scores.shape
     assert bool((found[..., :4] == 0).all()) and bool((found[..., -16:] == 0).all())
     is_open = (found[..., 4:-16].exp() > 0.5).float().mean()
@@ -139,10 +141,24 @@ def test_gates_leave_the_wanted_share_and_what_the_rules_hold(kept: float) -> No
     assert float(found[..., 4:-16][best].exp().mean()) > 0.9, "the best are open"
 
 
+def test_gates_harden_on_the_way() -> None:
+    settings = AnswerFitSettings(steps=11, sharpness=(4.0, 16.0), temperature=(0.4, 0.1))
+    found = [settings.gates(number) for number in (0, 5, 10)]
+    assert [g.sharpness for g in found] == pytest.approx([4, 8, 16])
+    assert [g.temperature for g in found] == pytest.approx([0.4, 0.2, 0.1])
+    assert AnswerFitSettings(steps=1).gates(0) == Gates(8.0, 0.4)
+    scores = torch.randn(2, 2, 400, generator=_seeded(3))
+    half_open = []
+    for gates in found:
+        opened = log_gates(scores, 0.2, gates, _seeded(4)).exp()
+        half_open.append(float(((opened > 0.01) & (opened < 0.99)).float().mean()))
+    assert half_open[0] > 4 * half_open[2] and half_open[2] < 0.03
+
+
 def test_raising_every_score_changes_no_gate() -> None:
     scores = torch.randn(2, 2, 200, generator=_seeded(3)).requires_grad_(True)
-    found = log_gates(scores, 0.2, SETTINGS, _seeded(4))
-    higher = log_gates(scores.detach() + 7, 0.2, SETTINGS, _seeded(4))
+    found = log_gates(scores, 0.2, GATES, _seeded(4))
+    higher = log_gates(scores.detach() + 7, 0.2, GATES, _seeded(4))
     torch.testing.assert_close(found.detach(), higher, atol=1e-3, rtol=1e-3)
     weights = torch.randn(found.shape, generator=_seeded(5))
     (gradient,) = torch.autograd.grad((found * weights).sum(), scores)
