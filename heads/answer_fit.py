@@ -53,6 +53,7 @@ _FINAL_LR = 0.05  # of the first, at the end of the schedule
 _KEPT_EVERY = 25  # steps between two states on disk
 _BISECTIONS = 40
 _GATE_CHANNELS = 8  # two are needed; fused kernels want a multiple of eight
+_SHUT = 1e6  # sharpness at which a gate is open or shut, as eviction is
 _DARKEST = -60.0  # of a gate's logarithm: e^-60 adds nothing to a sum, and 16 bits can hold it
 
 
@@ -110,6 +111,18 @@ class Step:
     """What a step found, in nats a token: the distance to the full cache, and what was lost."""
 
     number: int
+    kept: float
+    kl: float
+    lost: float
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far answers are from the full cache's when a share of the entries is kept.
+
+    kl, lost  nats a token: the distance of what the model says, and what the true answers lose
+    """
+
     kept: float
     kl: float
     lost: float
@@ -270,6 +283,39 @@ def _threshold(scores: Tensor, kept: float, sharpness: float) -> Tensor:
     chance = torch.sigmoid(sharpness * (known - found))
     weight = chance * (1 - chance)
     return found + (weight * (scores - known)).sum() / weight.sum().clamp(min=1e-9)
+
+
+@torch.no_grad()
+def distances(
+    model: LoadedModel,
+    head: RetainingHead,
+    lessons: Sequence[Lesson],
+    kept: Sequence[float],
+    chunk_tokens: int,
+    n_questions: int,
+) -> list[Distance]:
+    """What eviction by these heads costs answers, at each share kept; means over documents.
+
+    n_questions  of each document, the first ones
+    """
+    found: list[list[tuple[float, float]]] = [[] for _ in kept]
+    for lesson in lessons:
+        recording, asked = load_recording(lesson.recording), lesson.asked[:n_questions]
+        keys, values = keys_values(model, recording.hidden)
+        lengths = _lengths(asked)
+        whole = answer_hidden(model, GatedCache(model, keys, values, None, lengths), asked)
+        scores = scores_of(model, head, recording, chunk_tokens)
+        for share, so_far in zip(kept, found, strict=True):
+            gates = log_gates(scores, share, Gates(_SHUT, 1.0), torch.Generator().manual_seed(0))
+            less = answer_hidden(model, GatedCache(model, keys, values, gates, lengths), asked)
+            parts = [
+                loss_of(log_probs(model, a), log_probs(model, b), answer)
+                for a, b, (_, answer) in zip(less, whole, asked, strict=True)
+            ]
+            _, kl, lost = (torch.stack(part).mean() for part in zip(*parts, strict=True))
+            so_far.append((float(kl), float(lost)))
+    means = [[sum(part) / len(part) for part in zip(*rows, strict=True)] for rows in found]
+    return [Distance(share, kl, lost) for share, (kl, lost) in zip(kept, means, strict=True)]
 
 
 def check_lessons(lessons: Sequence[Lesson]) -> None:

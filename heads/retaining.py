@@ -37,7 +37,11 @@ _ACTIVATIONS = {"silu": nn.functional.silu, "gelu": nn.functional.gelu, "relu": 
 
 @dataclass
 class HeadCard:
-    """What a file of heads says about itself: base model, label, data, cost, commit, licence."""
+    """What a file of heads says about itself: base model, label, data, cost, commit, licence.
+
+    held_out  a row a share kept: what answers about documents that taught nothing lost before a fit
+              through answers and after it (heads.answer_fit.Distance)
+    """
 
     base_model: str = ""
     label: str = ""
@@ -46,6 +50,7 @@ class HeadCard:
     commit: str = ""
     licence: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    held_out: list[dict[str, float]] = field(default_factory=list)
 
 
 class LocretHead(nn.Module):

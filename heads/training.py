@@ -24,9 +24,11 @@ from engine.eviction import RESERVE_TOKENS
 from heads.answer_fit import (
     ANSWER_FIT_VERSION,
     AnswerFitSettings,
+    Distance,
     Lesson,
     Step,
     check_lessons,
+    distances,
     fit_through_answers,
     scores_of,
 )
@@ -67,6 +69,7 @@ _QUESTION_TOKENS = 64  # about what a question and its layout take
 _TELL_EVERY = 20  # steps of a fit through answers
 # What a step on 3,000 tokens with six questions took, in tokens read meanwhile (heads/LOG.md).
 _STEP_TOKENS = 2000
+_HELD_DOCUMENTS, _HELD_KEPT = 5, (0.125, 0.0625, 0.03125)  # to look at around a fit by answers
 _PROFILE_DOCUMENTS = 32  # shares hardly move after so many
 
 
@@ -226,7 +229,7 @@ def train(
     if settings.answers.steps and _rank() == 0:
         assert isinstance(head, RetainingHead)
         head, answers_s = _through_answers(
-            model, layout, documents, firsts, settings, work, head, say
+            model, layout, documents, firsts, settings, work, head, card, say
         )
     if _rank() == 0:
         forward_s = sum(load_recording(p, hidden=False).seconds for p in used)
@@ -284,13 +287,15 @@ def _lessons(
     documents: Sequence[QuestionedDocument],
     paths: Sequence[Path],
     max_tokens: int,
+    *,
+    held: bool = False,
 ) -> list[Lesson]:
-    """The questions of every document that was recorded whole, without those held out."""
+    """The questions of every document that was recorded whole, and is not held out; or is."""
     found = []
     for number, (document, path) in enumerate(zip(documents, paths, strict=True)):
         prefix = layout.prefix(document.text)
         n_whole = prefix.n_header + prefix.n_document
-        if n_whole > max_tokens or number % HELD_EVERY == HELD_EVERY - 1:
+        if n_whole > max_tokens or (number % HELD_EVERY == HELD_EVERY - 1) != held:
             continue
         closing = prefix.token_ids[n_whole:]
         pairs = [
@@ -317,12 +322,22 @@ def _through_answers(
     settings: TrainSettings,
     work: Path,
     head: RetainingHead,
+    card: HeadCard,
     say: Callable[[str], None],
 ) -> tuple[RetainingHead, float]:
     """Fit through answers, going on where an earlier run was cut off; the heads, and the seconds
-    of all runs.
+    of all runs. What documents held out lose, before and after, is said and put on the card.
     """
     how = settings.recording
+    held = _lessons(layout, documents, paths, how.max_tokens, held=True)[:_HELD_DOCUMENTS]
+
+    def look(heads: RetainingHead) -> list[Distance]:
+        if not held:
+            return []
+        return distances(
+            model, heads, held, _HELD_KEPT, how.chunk_tokens, settings.answers.questions
+        )
+
     lessons = _lessons(layout, documents, paths, how.max_tokens)
     n_asked = sum(len(lesson.asked) for lesson in lessons)
     say(f"Through answers: {n_asked} questions of {len(lessons)} documents.")
@@ -348,9 +363,22 @@ def _through_answers(
             )
             latest.clear()
 
-    return fit_through_answers(
+    before = look(head)
+    fitted, seconds = fit_through_answers(
         model, head, lessons, settings.answers, how.chunk_tokens, state, tell
     )
+    pairs = list(zip(before, look(fitted), strict=True))
+    for was, now in pairs:
+        say(
+            f"  {len(held)} documents held out, {now.kept:.4g} kept: {was.kl:.3f} to {now.kl:.3f} "
+            f"nats from the full cache, {was.lost:+.3f} to {now.lost:+.3f} lost"
+        )
+    card.held_out = [
+        {"kept": now.kept, "kl_before": was.kl, "kl": now.kl}
+        | {"lost_before": was.lost, "lost": now.lost}
+        for was, now in pairs
+    ]
+    return fitted, seconds
 
 
 def _check_questions(

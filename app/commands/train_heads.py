@@ -137,6 +137,7 @@ def run(args: argparse.Namespace) -> int:
     if not is_first_process():
         return 0
     report = _report(head, reports, out, found, rate, seconds)
+    report["held_out"] = card.held_out
     report["card"] = str(_write_card(card, out))
     if reports:
         report["loss_plot"] = str(_plot(reports, out))
@@ -259,6 +260,7 @@ def _write_card(card: HeadCard, out: Path) -> Path:
         "Data": card.data,
         "Licence of the data": card.licence or "not stated",
         "Cost": card.cost,
+        "Held out": "; ".join(map(_held_line, card.held_out)) or "nothing was looked at",
         "Commit": card.commit or "not from a checkout",
         "Size": f"{out.stat().st_size / 2**20:.1f} MiB",
         "Settings": f"`{json.dumps(card.settings, sort_keys=True)}`",
@@ -268,6 +270,13 @@ def _write_card(card: HeadCard, out: Path) -> Path:
     path = out.with_suffix(".md")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def _held_line(row: dict[str, float]) -> str:
+    return (
+        f"{row['kept']:.4g} kept: {row['kl_before']:.3f} to {row['kl']:.3f} nats from the full "
+        f"cache, {row['lost_before']:+.3f} to {row['lost']:+.3f} lost of the true answers"
+    )
 
 
 def _plot(reports: list[FitReport], out: Path) -> Path:

@@ -25,10 +25,12 @@ from heads.answer_fit import (
     Step,
     _with_gates,
     answer_hidden,
+    distances,
     fit_through_answers,
     log_gates,
     log_probs,
     loss_of,
+    scores_of,
 )
 from heads.labels import output_grams
 from heads.recordings import RecordSettings, load_recording, record, save_recording
@@ -259,6 +261,40 @@ def test_steps_that_ran_away_are_refused_and_not_kept(
     with pytest.raises(InvalidSetting, match="Step 1 through answers ran away"):
         fit_through_answers(model, head, [lesson(tmp_path, model)], SETTINGS, 64, state)
     assert not state.exists()
+
+
+def test_distances_are_those_of_caches_with_entries_gone(tmp_path: Path) -> None:
+    model: Any = tiny_model()
+    lessons = [lesson(tmp_path, model, 120, seed) for seed in (1, 2)]
+    head = RetainingHead(model.geometry, 4).requires_grad_(False)
+    everything, some, few = distances(model, head, lessons, (1.0, 0.3, 0.05), 64, 2)
+    assert everything.kl == pytest.approx(0, abs=1e-6) and everything.lost == pytest.approx(0)
+    assert few.kl > some.kl > 0
+    expected = []
+    for item in lessons:
+        recording = load_recording(item.recording)
+        scores = scores_of(model, head, recording, 64)
+        keys, values = keys_values(model, recording.hidden)
+        n = recording.n_tokens
+        ruled = torch.zeros(n, dtype=torch.bool)
+        ruled[:4] = ruled[-16:] = True
+        free = scores[..., ~ruled].flatten()
+        least = free.topk(round(0.3 * free.numel())).values.min()
+        gates = torch.where((scores >= least) | ruled, 0.0, -60.0)
+        lengths = [len(t) + len(a) - 1 for t, a in ASKED]
+        whole, less = (
+            mean_nll(
+                [
+                    log_probs(model, h)
+                    for h in answer_hidden(
+                        model, GatedCache(model, keys, values, g, lengths), ASKED
+                    )
+                ]
+            )
+            for g in (None, gates)
+        )
+        expected.append(sum(b - a for a, b in zip(whole, less, strict=True)) / 2)
+    assert some.lost == pytest.approx(sum(expected) / 2, abs=2e-3)
 
 
 def test_no_question_is_refused(tmp_path: Path) -> None:

@@ -504,6 +504,24 @@ def test_the_plan_asks_no_room_for_what_was_read_before(tmp_path: Path) -> None:
     assert labelled.disk_bytes == 2 * before.disk_bytes, "those were not measured by the label"
 
 
+def test_what_documents_held_out_lose_is_said_and_on_the_card(tmp_path: Path) -> None:
+    model: Any = tiny_model()
+    documents = [document(60 + n, n) for n in range(9)]
+    start = RetainingHead(model.geometry, 4).requires_grad_(False)
+    settings = replace(SETTINGS, rounds=0, answers=replace(ANSWERS, lr=0.5))
+    said: list[str] = []
+    out = tmp_path / "out.safetensors"
+    arguments = (model, LAYOUT, documents, settings, tmp_path, out, replace(CARD))
+    train(*arguments, start=start, say=said.append)
+    assert sum("1 documents held out" in line for line in said) == 3
+    rows = load_heads(out, model).card.held_out
+    assert [row["kept"] for row in rows] == [0.125, 0.0625, 0.03125]
+    for row in rows:
+        assert row["kl_before"] > 0 and row["kl"] > 0 and row["kl"] != row["kl_before"]
+    trained(tmp_path / "few", settings, start=start)
+    assert load_heads(tmp_path / "few" / "out.safetensors", model).card.held_out == []
+
+
 def test_a_document_beyond_the_window_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     model: Any = tiny_model()
     window = model.geometry.window
