@@ -350,7 +350,7 @@ def fit_through_answers(
         step = run.step(number, lessons, chunk_tokens)
         run.seconds += time.perf_counter() - began
         on_step(step)
-        if state is not None and (number + 1) % _KEPT_EVERY == 0:
+        if state is not None and ((number + 1) % _KEPT_EVERY == 0 or number + 1 == settings.steps):
             run.save(state, number + 1)
     return run.result(head), run.seconds
 
