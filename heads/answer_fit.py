@@ -74,8 +74,8 @@ class AnswerFitSettings:
     lr: float = 3e-4
     questions: int = 6
     kept: tuple[float, float] = (0.02, 0.3)
-    sharpness: tuple[float, float] = (8.0, 16.0)
-    temperature: tuple[float, float] = (0.4, 0.12)
+    sharpness: tuple[float, float] = (6.0, 12.0)
+    temperature: tuple[float, float] = (0.5, 0.2)
     averaged: float = 0.97
     seed: int = 0
 

@@ -74,9 +74,16 @@ class TestSet:
         return TALE_GOALS if self.kept == SHORT else LONG_GOALS
 
 
+# By an oversight the default's heads have learnt through answers about these of the kept articles.
+READ_ARTICLES = (3, 7, 11, 15, 23, 43)
+
+
 def unread_article(name: str) -> bool:
-    """COVID-QA's articles whose number leaves 3 when divided by 4 are kept for measuring."""
-    return int(name.split("-")[1]) % 4 == 3
+    """COVID-QA's articles whose number leaves 3 when divided by 4 are kept for measuring, but for
+    those that were read even so.
+    """
+    number = int(name.split("-")[1])
+    return number % 4 == 3 and number not in READ_ARTICLES
 
 
 PAIRS = "lost_in_the_middle/kv-retrieval-140_keys.first100.jsonl"

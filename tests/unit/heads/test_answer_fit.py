@@ -148,7 +148,7 @@ def test_gates_harden_on_the_way() -> None:
     found = [settings.gates(number) for number in (0, 5, 10)]
     assert [g.sharpness for g in found] == pytest.approx([4, 8, 16])
     assert [g.temperature for g in found] == pytest.approx([0.4, 0.2, 0.1])
-    assert AnswerFitSettings(steps=1).gates(0) == Gates(8.0, 0.4)
+    assert AnswerFitSettings(steps=1).gates(0) == Gates(6.0, 0.5)
     scores = torch.randn(2, 2, 400, generator=_seeded(3))
     half_open = []
     for gates in found:
