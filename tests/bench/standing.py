@@ -56,7 +56,7 @@ class TestSet:
     """Where documents come from (a set of `launch.py questions`), and how they are read.
 
     tokens    least and most, in characters / 4
-    answer_tokens  longest generated answer, in tokens: a key's value is one word of some thirty
+    answer_tokens  longest generated answer, in tokens: a key and its value are words of some thirty
     unread    whether no shipped head was trained on a document, by its name
     """
 
@@ -97,7 +97,7 @@ SETS = {
     "lectures": TestSet("leval", "leval", "coursera", (5000, 30000)),
     "stories": TestSet("leval", "leval", "quality", (5000, 30000)),
     "encyclopedia": TestSet("loogle", "loogle_sample/shortdep_qa.jsonl", None, (5000, 24000)),
-    "pairs": TestSet("kv", PAIRS, None, (2000, 30000), answer_tokens=48),
+    "pairs": TestSet("kv", PAIRS, None, (2000, 30000), answer_tokens=96),
 }  # fmt: skip
 
 
