@@ -37,9 +37,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as nnf
 
-from engine.attention import decoder_of
 from engine.errors import InvalidSetting, ScorerUnavailable
 from engine.eviction import EvictionConfig, protected
+from heads.gated_cache import GatedCache, answer_hidden, log_probs, question_lengths
+from heads.lessons import Lesson, check_lessons
 from heads.recordings import Recording, load_recording
 from heads.retaining import RetainingHead, with_neighbours
 from heads.train import keys_values
@@ -52,7 +53,6 @@ _WARMUP_STEPS = 10
 _FINAL_LR = 0.05  # of the first, at the end of the schedule
 _KEPT_EVERY = 25  # steps between two states on disk
 _BISECTIONS = 40
-_GATE_CHANNELS = 8  # two are needed; fused kernels want a multiple of eight
 _SHUT = 1e6  # sharpness at which a gate is open or shut, as eviction is
 _DARKEST = -60.0  # of a gate's logarithm: e^-60 adds nothing to a sum, and 16 bits can hold it
 
@@ -95,18 +95,6 @@ class Gates:
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """A document that was recorded with everything kept, and questions about it.
-
-    asked  per question the tokens after the recorded ones, up to where the answer begins, and
-           those of the answer
-    """
-
-    recording: Path
-    asked: tuple[tuple[list[int], list[int]], ...]
-
-
-@dataclass(frozen=True)
 class Step:
     """What a step found, in nats a token: the distance to the full cache, and what was lost."""
 
@@ -126,109 +114,6 @@ class Distance:
     kept: float
     kl: float
     lost: float
-
-
-class GatedCache:
-    """A `Store`: a document whose entries are dimmed by gates, and questions side by side.
-
-    keys, values  per layer [n_kv_heads, n, head_dim], un-rotated
-    log_gates     [n_layers, n_kv_heads, n] fp32, at most 0; None: everything is seen
-    lengths       tokens of each question; each sees the document and itself, no other
-    Differentiable in log_gates, and so slower and larger than the engine's own caches.
-    """
-
-    wants_hidden = False
-
-    def __init__(
-        self,
-        model: LoadedModel,
-        keys: Sequence[Tensor],
-        values: Sequence[Tensor],
-        log_gates: Tensor | None,
-        lengths: Sequence[int],
-    ) -> None:
-        self.values, self.log_gates = values, log_gates
-        n, device = keys[0].shape[1], keys[0].device
-        rotary = model.rotary
-        self._half = rotary.rotary_dim // 2
-        there = rotary.cos_sin(torch.arange(n, device=device))
-        self.keys = [self._turned(k, there) for k in keys]
-        places = torch.cat([torch.arange(length, device=device) for length in lengths])
-        self._turns = rotary.cos_sin(places + n)
-        owner = torch.repeat_interleave(
-            torch.arange(len(lengths), device=device), torch.tensor(lengths, device=device)
-        )
-        near = (owner[:, None] == owner) & (places[:, None] >= places)
-        group = model.geometry.n_q_heads // model.geometry.n_kv_heads
-        # Added, not true or false: of those, each layer would make and keep a copy of its own.
-        added = torch.zeros(near.shape, dtype=keys[0].dtype, device=device)
-        added = nnf.pad(added.masked_fill(~near, -math.inf), (n, 0))
-        self._mask = added.repeat(group, 1)
-
-    def see_hidden(self, layer: int, hidden: Tensor) -> None:
-        """Store protocol; nothing here wants it."""
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """Store protocol."""
-        keys = torch.cat([self.keys[layer], self._turned(k, self._turns)], dim=1)
-        values = torch.cat([self.values[layer], v], dim=1)
-        packed = self._turned(q, self._turns).reshape(keys.shape[0], -1, q.shape[-1])
-        if self.log_gates is not None:
-            packed, keys, values = _with_gates(packed, keys, values, self.log_gates[layer] / scale)
-        out = nnf.scaled_dot_product_attention(
-            packed[None], keys[None], values[None], attn_mask=self._mask, scale=scale
-        )
-        return out[0, ..., : q.shape[-1]].reshape(q.shape)
-
-    def _turned(self, x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
-        """Rotary.apply without writing in place, which gradients do not pass."""
-        cos, sin = turns
-        first, second = x[..., : self._half].float(), x[..., self._half : 2 * self._half].float()
-        parts = [first * cos - second * sin, second * cos + first * sin]
-        rest = x[..., 2 * self._half :]
-        return torch.cat([*(p.to(x.dtype) for p in parts), rest], dim=-1)
-
-
-def _with_gates(q: Tensor, k: Tensor, v: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values with channels more, by which logits [n_kv_heads, n] are added.
-
-    A query's channel is 1 and a key's the logit, in two parts, so that 16 bits lose little of it.
-    In this way fused attention takes gates, and hands back their gradients without a matrix of
-    every query and entry in memory.
-    """
-    high = logits.to(k.dtype)
-    parts = torch.stack([high, (logits - high.float()).to(k.dtype)], dim=-1)
-    more = nnf.pad(parts, (0, _GATE_CHANNELS - 2, 0, k.shape[1] - logits.shape[1]))
-    ones = q.new_zeros(*q.shape[:2], _GATE_CHANNELS)
-    ones[..., :2] = 1
-    q, k = torch.cat([q, ones], dim=-1), torch.cat([k, more], dim=-1)
-    return q, k, nnf.pad(v, (0, _GATE_CHANNELS))
-
-
-def answer_hidden(
-    model: LoadedModel, store: GatedCache, asked: Sequence[tuple[list[int], list[int]]]
-) -> list[Tensor]:
-    """Per question [answer tokens, hidden_size]: the decoder's output that tells each of them."""
-    rows = [[*tail, *answer[:-1]] for tail, answer in asked]
-    ids = torch.tensor([i for row in rows for i in row], device=model.device)
-    decoder = decoder_of(model.model)
-    hidden = decoder(input_ids=ids[None], use_cache=False, store=store).last_hidden_state[0]
-    found, first = [], 0
-    for row, (tail, _) in zip(rows, asked, strict=True):
-        found.append(hidden[first + len(tail) - 1 : first + len(row)])
-        first += len(row)
-    return found
-
-
-def log_probs(model: LoadedModel, hidden: Tensor) -> Tensor:
-    """[n, hidden_size] of the decoder's output -> [n, vocab] fp32 log probabilities."""
-    found: Tensor = model.model.get_output_embeddings()(hidden)
-    return found.float().log_softmax(dim=-1)
-
-
-def _lengths(asked: Sequence[tuple[list[int], list[int]]]) -> list[int]:
-    """Tokens that the model reads of each question and its answer: all but the last."""
-    return [len(tail) + len(answer) - 1 for tail, answer in asked]
 
 
 def loss_of(found: Tensor, full: Tensor, answer: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -302,7 +187,7 @@ def distances(
     for lesson in lessons:
         recording, asked = load_recording(lesson.recording), lesson.asked[:n_questions]
         keys, values = keys_values(model, recording.hidden)
-        lengths = _lengths(asked)
+        lengths = question_lengths(asked)
         whole = answer_hidden(model, GatedCache(model, keys, values, None, lengths), asked)
         scores = scores_of(model, head, recording, chunk_tokens)
         for share, so_far in zip(kept, found, strict=True):
@@ -316,15 +201,6 @@ def distances(
             so_far.append((float(kl), float(lost)))
     means = [[sum(part) / len(part) for part in zip(*rows, strict=True)] for rows in found]
     return [Distance(share, kl, lost) for share, (kl, lost) in zip(kept, means, strict=True)]
-
-
-def check_lessons(lessons: Sequence[Lesson]) -> None:
-    """Raises InvalidSetting if there is nothing to learn from."""
-    if not lessons:
-        raise InvalidSetting(
-            "No document that is read whole comes with questions to answer.",
-            "Give question sets, a larger --max-tokens, or leave out --answer-steps.",
-        )
 
 
 def fit_through_answers(
@@ -389,7 +265,7 @@ class _Run:
         scores = scores_of(self.model, self.moving, recording, chunk_tokens)
         gates = log_gates(scores, kept, self.settings.gates(number), generator)
         dimmed = gates.detach().requires_grad_(True)
-        store = GatedCache(self.model, keys, values, dimmed, _lengths(asked))
+        store = GatedCache(self.model, keys, values, dimmed, question_lengths(asked))
         found = [log_probs(self.model, at) for at in answer_hidden(self.model, store, asked)]
         parts = [loss_of(f, w, a) for f, w, (_, a) in zip(found, full, asked, strict=True)]
         loss, kl, lost = (torch.stack(part).mean() for part in zip(*parts, strict=True))
@@ -420,7 +296,7 @@ class _Run:
             # shall end as one that was not.
             first = number - number % self.settings.questions
             asked = lesson.asked[first : first + self.settings.questions]
-            whole = GatedCache(self.model, keys, values, None, _lengths(asked))
+            whole = GatedCache(self.model, keys, values, None, question_lengths(asked))
             for place, hidden in enumerate(answer_hidden(self.model, whole, asked)):
                 self._known[lesson.recording, first + place] = hidden.clone()
         return [log_probs(self.model, self._known[lesson.recording, n]) for n in numbers]
@@ -483,10 +359,10 @@ class _Run:
         return n_steps
 
     def result(self, head: RetainingHead) -> RetainingHead:
-        """The mean as heads of the first ones' dtype and place."""
+        """The mean as heads of the first ones' dtype and place, rounded as their file will be."""
         out = _copy_of(head, self.model).to(head.w1.device).requires_grad_(False)
         for parameter, mean in zip(out.parameters(), self.mean.parameters(), strict=True):
-            parameter.data.copy_(mean)
+            parameter.data.copy_(mean.half())
         return out
 
 

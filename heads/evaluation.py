@@ -99,8 +99,6 @@ class EvalSettings:
         if self.oracle is not None and self.oracle not in ORACLES:
             known = ", ".join(sorted(ORACLES)) or "none yet"
             raise ScorerUnavailable(f"There is no oracle '{self.oracle}'.", f"Known: {known}.")
-        for bits in self.kv_bits:
-            parse_kv_bits(bits)
         if self.read_twice and not self.chunked:
             raise InvalidSetting(
                 "A second reading follows a chunked one; a full cache is pruned without it.",
@@ -111,12 +109,9 @@ class EvalSettings:
                 "Values are refitted as chunks are read; a full cache is pruned without it.",
                 "Add --chunked.",
             )
-        if self.refit and any(parse_kv_bits(bits).v_bits < 16 for bits in self.kv_bits):
-            raise InvalidSetting(
-                "A refit changes kept values after every chunk; quantised ones would be rounded "
-                "again each time.",
-                "Keep values in 16 bits, or measure without a refit.",
-            )
+        for bits in self.kv_bits:  # a reading refuses what does not go together
+            rules = EvictionConfig(None, refit=self.refit)
+            PrefillConfig(self.chunk_tokens, rules, quant=parse_kv_bits(bits))
         if not self.full and (not self.chunked or self.oracle_names):
             raise InvalidSetting(
                 "Pruning and oracles need the full reading.",

@@ -13,31 +13,27 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from engine.errors import InvalidSetting
-from engine.eviction import RESERVE_TOKENS
 from heads.answer_fit import (
     ANSWER_FIT_VERSION,
-    AnswerFitSettings,
     Distance,
-    Lesson,
     Step,
-    check_lessons,
     distances,
     fit_through_answers,
     scores_of,
 )
 from heads.labels import output_grams
 from heads.layout import Layout
+from heads.lessons import check_lessons, is_held_out, lessons_of
 from heads.question_set import QuestionedDocument
 from heads.recordings import (
     RecordSettings,
-    kinds_for,
     load_recording,
     record,
     recording_path,
@@ -54,124 +50,18 @@ from heads.retaining import (
     load_heads,
     save_heads,
 )
-from heads.train import FIT_VERSION, FitReport, FitSettings, fit, has_label, profile_of, target
+from heads.train import FIT_VERSION, FitReport, fit, has_label, profile_of, target
+from heads.train_plan import TrainSettings, first_reading
 
 if TYPE_CHECKING:
     from engine.eviction import Allocation, Profile
     from engine.loader import LoadedModel
 
-HELD_EVERY = 8  # every eighth document is only looked at
-_REPLAY_FACTOR = 3.0  # forward passes a document token: reading, replay, and the questions
 _POLL_S = 2.0
 NEEDS_QUESTIONS = ("questions", "cis")
-_ANSWER_TOKENS = 48
-_QUESTION_TOKENS = 64  # about what a question and its layout take
 _TELL_EVERY = 20  # steps of a fit through answers
-# What a step on 3,000 tokens with six questions took, in tokens read meanwhile (heads/LOG.md).
-_STEP_TOKENS = 2000
 _HELD_DOCUMENTS, _HELD_KEPT = 5, (0.125, 0.0625, 0.03125)  # to look at around a fit by answers
 _PROFILE_DOCUMENTS = 32  # shares hardly move after so many
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """A whole training.
-
-    rounds     1 reads with the full cache; each further round reads on-policy with the last heads;
-               0 fits to no label: heads that are given go on through answers alone
-    kept       the on-policy budget as a fraction
-    answers    the fit through answers that follows, of the documents with questions; 0 steps: none
-    """
-
-    recording: RecordSettings = field(default_factory=RecordSettings)
-    fitting: FitSettings = field(default_factory=FitSettings)
-    rounds: int = 2
-    kept: float = 0.25
-    answers: AnswerFitSettings = field(default_factory=AnswerFitSettings)
-
-
-@dataclass(frozen=True)
-class TrainPlan:
-    """What a training will take, said before it starts."""
-
-    n_documents: int
-    n_tokens: int
-    forward_tokens: int
-    disk_bytes: int
-    memory_bytes: int
-
-    def seconds(self, tokens_per_s: float) -> float:
-        """Time for the forward passes at a measured rate."""
-        return self.forward_tokens / tokens_per_s
-
-
-def plan(
-    model: LoadedModel,
-    layout: Layout,
-    documents: Sequence[QuestionedDocument],
-    settings: TrainSettings,
-    work: Path,
-) -> TrainPlan:
-    """Count tokens and bytes; nothing is read by the model.
-
-    work    folder of the recordings: those of a first reading that lie there need no room
-    Raises InvalidSetting if a document would be read beyond the model's window.
-    """
-    g = model.geometry
-    counts = [
-        min(len(layout.prefix(d.text).token_ids), settings.recording.max_tokens) for d in documents
-    ]
-    _check_window(model, max(counts, default=0))
-    n_tokens = sum(counts)
-    passes = _REPLAY_FACTOR * settings.rounds or 1.0
-    hidden = n_tokens * g.n_layers * g.hidden_size * 2
-    how = _first_reading(settings)
-    there = sum(
-        n
-        for n, document in zip(counts, documents, strict=True)
-        if recording_path(work, model, layout, document, how, "").exists()
-    )
-    at_once = 2 * hidden if settings.rounds else 0
-    if settings.answers.steps:
-        at_once = max(at_once, _step_nbytes(model, max(counts, default=0), settings))
-    return TrainPlan(
-        len(documents),
-        n_tokens,
-        int(n_tokens * passes) + settings.answers.steps * _STEP_TOKENS,
-        max(settings.rounds, 1) * hidden - there * g.n_layers * g.hidden_size * 2,
-        at_once,
-    )
-
-
-def _first_reading(settings: TrainSettings) -> RecordSettings:
-    """How documents are read first: measured by the labels, if heads are to be fitted to some."""
-    how = replace(settings.recording, kinds=kinds_for(settings.fitting.label))
-    if settings.rounds:
-        return how
-    return replace(how, replay=False, kinds=(), max_questions=0, ask_itself=False)
-
-
-def _check_window(model: LoadedModel, n_tokens: int) -> None:
-    """Training reads at original positions, and asks after the last of them."""
-    window = model.geometry.window
-    if n_tokens + RESERVE_TOKENS > window:
-        raise InvalidSetting(
-            f"{n_tokens} tokens of a document, and {RESERVE_TOKENS} for questions, are more than "
-            f"the model's window of {window}.",
-            f"Cut documents with --max-tokens {max(window - RESERVE_TOKENS, 1)}.",
-        )
-
-
-def _step_nbytes(model: LoadedModel, n_tokens: int, settings: TrainSettings) -> int:
-    """What a step through answers holds beside the model, about, on a document of n_tokens."""
-    g = model.geometry
-    n_answer = settings.answers.questions * _ANSWER_TOKENS
-    n_asked = n_answer + settings.answers.questions * _QUESTION_TOKENS
-    activations = n_asked * g.n_layers * 16 * g.hidden_size * 4  # a layer's inner ones are wider
-    document = n_tokens * g.n_layers * (g.hidden_size + 3 * settings.fitting.width) * 4
-    logits = 4 * n_answer * g.vocab_size * 4
-    mask = g.n_q_heads // g.n_kv_heads * n_asked * (n_tokens + n_asked) * 4
-    return activations + document + logits + mask
 
 
 def train(
@@ -205,7 +95,7 @@ def train(
     firsts: list[Path] = []
     for number in range(settings.rounds):
         on_policy = number > 0
-        how = _first_reading(settings)
+        how = first_reading(settings)
         if on_policy:
             how = replace(how, kept=settings.kept, replay=False, kinds=())
         evictor = head_digest(head) if on_policy and head is not None else ""
@@ -222,7 +112,7 @@ def train(
         if report is not None:
             reports.append(report)
     if settings.answers.steps and not firsts:  # read, and measured by no label
-        how = _first_reading(settings)
+        how = first_reading(settings)
         firsts = _record_all(model, layout, documents, how, work, "", None, say)
         used += firsts
     assert head is not None
@@ -247,7 +137,7 @@ def train(
             card.cost += f"; {answers_s / 60:.1f} minutes through answers, gradients included"
         else:
             profile = _profile(firsts, settings.fitting.label)
-        card.settings = asdict(replace(settings, recording=_first_reading(settings)))
+        card.settings = asdict(replace(settings, recording=first_reading(settings)))
         save_heads(out, head, card, profile, allocation)
     return head, reports
 
@@ -279,39 +169,7 @@ def _check_answers(
         )
     if settings.answers.steps:
         anywhere = [Path()] * len(documents)  # not recorded yet
-        check_lessons(_lessons(layout, documents, anywhere, settings.recording.max_tokens))
-
-
-def _lessons(
-    layout: Layout,
-    documents: Sequence[QuestionedDocument],
-    paths: Sequence[Path],
-    max_tokens: int,
-    *,
-    held: bool = False,
-) -> list[Lesson]:
-    """The questions of every document that was recorded whole, and is not held out; or is."""
-    found = []
-    for number, (document, path) in enumerate(zip(documents, paths, strict=True)):
-        prefix = layout.prefix(document.text)
-        n_whole = prefix.n_header + prefix.n_document
-        if n_whole > max_tokens or (number % HELD_EVERY == HELD_EVERY - 1) != held:
-            continue
-        closing = prefix.token_ids[n_whole:]
-        pairs = [
-            ([*closing, *layout.tail(q.text)], _answer_ids(layout, q.answers[0]))
-            for q in document.questions
-        ]
-        asked = tuple((tail, answer) for tail, answer in pairs if answer)
-        if asked:
-            found.append(Lesson(path, asked))
-    return found
-
-
-def _answer_ids(layout: Layout, answer: str) -> list[int]:
-    """An answer's tokens; of a long one the beginning, which a step's memory has room for."""
-    ids = layout.tokenizer(answer, add_special_tokens=False)["input_ids"]
-    return list(ids)[:_ANSWER_TOKENS]
+        check_lessons(lessons_of(layout, documents, anywhere, settings.recording.max_tokens).taught)
 
 
 def _through_answers(
@@ -329,7 +187,8 @@ def _through_answers(
     of all runs. What documents held out lose, before and after, is said and put on the card.
     """
     how = settings.recording
-    held = _lessons(layout, documents, paths, how.max_tokens, held=True)[:_HELD_DOCUMENTS]
+    lessons = lessons_of(layout, documents, paths, how.max_tokens)
+    held = lessons.held_out[:_HELD_DOCUMENTS]
 
     def look(heads: RetainingHead) -> list[Distance]:
         if not held:
@@ -338,9 +197,9 @@ def _through_answers(
             model, heads, held, _HELD_KEPT, how.chunk_tokens, settings.answers.questions
         )
 
-    lessons = _lessons(layout, documents, paths, how.max_tokens)
-    n_asked = sum(len(lesson.asked) for lesson in lessons)
-    say(f"Through answers: {n_asked} questions of {len(lessons)} documents.")
+    taught = lessons.taught
+    n_asked = sum(len(lesson.asked) for lesson in taught)
+    say(f"Through answers: {n_asked} questions of {len(taught)} documents.")
     key = json.dumps(
         [
             [ANSWER_FIT_VERSION, NEIGHBOURHOOD_TOKENS, NEIGHBOURHOOD_SHARE],
@@ -365,7 +224,7 @@ def _through_answers(
 
     before = look(head)
     fitted, seconds = fit_through_answers(
-        model, head, lessons, settings.answers, how.chunk_tokens, state, tell
+        model, head, taught, settings.answers, how.chunk_tokens, state, tell
     )
     pairs = list(zip(before, look(fitted), strict=True))
     for was, now in pairs:
@@ -454,8 +313,8 @@ def _fitted_once(
         replace(load_recording(p), labels=load_recording(f, hidden=False).labels)
         for p, f in zip(paths, firsts, strict=True)
     ]
-    held = [r for i, r in enumerate(recordings) if i % HELD_EVERY == HELD_EVERY - 1]
-    trained = [r for i, r in enumerate(recordings) if i % HELD_EVERY != HELD_EVERY - 1]
+    held = [r for i, r in enumerate(recordings) if is_held_out(i)]
+    trained = [r for i, r in enumerate(recordings) if not is_held_out(i)]
     head, report = fit(
         model,
         trained,

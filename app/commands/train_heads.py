@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from heads.question_set import QuestionedDocument
     from heads.retaining import HeadCard, LocretHead, RetainingHead
     from heads.train import FitReport
-    from heads.training import TrainPlan, TrainSettings
+    from heads.train_plan import TrainPlan, TrainSettings
 
 NAME = "train-heads"
 HELP = "train retaining heads for a model; a training that was cut off goes on where it stopped"
@@ -105,7 +105,8 @@ def run(args: argparse.Namespace) -> int:
     from app.prompts import Layout
     from engine.files import need_disk
     from heads.retaining import HeadCard, load_heads
-    from heads.training import is_first_process, plan, train
+    from heads.train_plan import plan
+    from heads.training import is_first_process, train
 
     paths = data_paths(data_dir(args)).make()
     documents = list(_documents(args))
@@ -153,7 +154,7 @@ def _settings(args: argparse.Namespace) -> TrainSettings:
     from heads.answer_fit import AnswerFitSettings
     from heads.recordings import RecordSettings
     from heads.train import FitSettings
-    from heads.training import TrainSettings
+    from heads.train_plan import TrainSettings
 
     locret = args.kind == "locret"
     usual = FitSettings()

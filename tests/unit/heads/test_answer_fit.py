@@ -19,20 +19,17 @@ from engine.pruning import pruned
 from engine.scorers.recency import RecencyScorer
 from heads.answer_fit import (
     AnswerFitSettings,
-    GatedCache,
     Gates,
-    Lesson,
     Step,
-    _with_gates,
-    answer_hidden,
     distances,
     fit_through_answers,
     log_gates,
-    log_probs,
     loss_of,
     scores_of,
 )
+from heads.gated_cache import GatedCache, _with_gates, answer_hidden, log_probs
 from heads.labels import output_grams
+from heads.lessons import Lesson
 from heads.recordings import RecordSettings, load_recording, record, save_recording
 from heads.retaining import RetainingHead, head_digest
 from heads.train import keys_values
@@ -232,12 +229,16 @@ def test_a_fit_that_was_cut_off_goes_on_and_ends_the_same(
 
     with pytest.raises(KeyboardInterrupt):
         fit_through_answers(model, head, lessons, settings, 64, state, stop)
+    with safe_open(state, framework="pt") as file:
+        before_s = float(file.metadata()["seconds"])
     again, seconds = fit_through_answers(
         model, head, lessons, settings, 64, state, lambda s: found.append(s.number)
     )
     assert found == [0, 1, 2, 3, 4, 4, 5, 6]
-    with safe_open(state, framework="pt") as file:
-        assert 0 < float(file.metadata()["seconds"]) < seconds, "the steps before the cut count"
+    assert 0 < before_s < seconds, "the steps before the cut count"
+    ended, all_s = fit_through_answers(model, head, lessons, settings, 64, state, stop)
+    assert len(found) == 8 and head_digest(ended) == head_digest(whole), "no step is left"
+    assert all_s == pytest.approx(seconds, abs=1e-3)
     assert head_digest(again) == head_digest(whole)
 
 

@@ -15,6 +15,7 @@ from engine.errors import InvalidSetting, ScorerUnavailable
 from heads import training
 from heads.answer_fit import AnswerFitSettings
 from heads.labels import KINDS, output_grams
+from heads.lessons import lessons_of
 from heads.question_set import Question
 from heads.recordings import (
     RecordSettings,
@@ -34,7 +35,8 @@ from heads.retaining import (
 )
 from heads.self_asked import OPENINGS, PARTS, one_question, self_asked
 from heads.train import PROFILE_KEPT, FitSettings
-from heads.training import TrainSettings, plan, train
+from heads.train_plan import TrainSettings, plan
+from heads.training import train
 from tests.fakes import tiny_model, tokens
 from tests.unit.heads.number_layout import CLOSING, HEADER, NumberLayout, NumberPrefix, document
 
@@ -453,13 +455,15 @@ def test_without_a_round_given_heads_go_on_through_answers_alone(tmp_path: Path)
 def test_questions_of_documents_cut_short_or_held_out_teach_nothing(tmp_path: Path) -> None:
     paths = [tmp_path / str(n) for n in range(9)]
     documents = [document(20 + n, n) for n in range(9)]
-    found = training._lessons(LAYOUT, documents, paths, 26)
+    found = lessons_of(LAYOUT, documents, paths, 26).taught
     assert [lesson.recording.name for lesson in found] == ["0", "1", "2", "3"]
     tail, answer = found[0].asked[0]
     question = documents[0].questions[0]
     assert tail == [*CLOSING, *LAYOUT.tail(question.text)]
     assert answer == LAYOUT.tokenizer(question.answers[0])["input_ids"]
-    assert len(training._lessons(LAYOUT, documents, paths, 400)) == 8, "the eighth is held out"
+    everything = lessons_of(LAYOUT, documents, paths, 400)
+    assert len(everything.taught) == 8
+    assert [lesson.recording.name for lesson in everything.held_out] == ["7"]
 
 
 @pytest.mark.parametrize(
@@ -568,9 +572,21 @@ def test_a_damaged_recording_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_model_does_not_ask_itself_where_nobody_listens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("heads.recordings.self_asked", lambda *_: pytest.fail("it asked itself"))
+    asked: list[int] = []
+
+    def asks(*_: Any) -> list[tuple[str, str]]:
+        asked.append(1)
+        return []
+
+    monkeypatch.setattr("heads.recordings.self_asked", asks)
     model: Any = tiny_model()
     start = RetainingHead(model.geometry, 4).requires_grad_(False)
-    how = replace(READ, ask_itself=True)
-    settings = replace(SETTINGS, rounds=0, answers=ANSWERS, recording=how)
-    trained(tmp_path, settings, start=start)
+    settings = replace(
+        SETTINGS, rounds=0, answers=ANSWERS, recording=replace(READ, ask_itself=True)
+    )
+    documents = [*DOCUMENTS, replace(document(120, 5), questions=())]
+    out = tmp_path / "out.safetensors"
+    train(model, LAYOUT, documents, settings, tmp_path, out, replace(CARD), start=start)
+    assert asked == [] and out.exists()
+    train(model, LAYOUT, documents, replace(settings, rounds=1), tmp_path, out, replace(CARD))
+    assert asked == [1], "a label may come from what it asks"
