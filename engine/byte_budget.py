@@ -52,12 +52,11 @@ def holding(
     """
     for name in LADDER if kv_bits is None else (kv_bits,):
         quant = parse_kv_bits(name, geometry)
-        budget = fitting_tokens(cache_nbytes, geometry, quant, fine_bytes)
+        budget = fitting_tokens(cache_nbytes, n_tokens, geometry, quant, fine_bytes)
         if budget >= n_tokens:
             return Holding(budget, quant)
     if budget < LEAST_TOKENS:
-        # So few are all among the newest tokens, which stay in 16 bits.
-        least = LEAST_TOKENS * entry_nbytes(geometry, QuantConfig(), fine_bytes) / 1e6
+        least = cache_nbytes_of(LEAST_TOKENS, n_tokens, geometry, quant, fine_bytes) / 1e6
         raise InvalidSetting(
             f"A cache of {cache_nbytes / 1e6:.1f} MB holds {budget} entries a head.",
             f"Allow at least {ceil(least)} MB.",
@@ -66,11 +65,43 @@ def holding(
 
 
 def fitting_tokens(
-    cache_nbytes: int, geometry: ModelGeometry, quant: QuantConfig, fine_bytes: int = 2
+    cache_nbytes: int,
+    n_tokens: int,
+    geometry: ModelGeometry,
+    quant: QuantConfig,
+    fine_bytes: int = 2,
 ) -> int:
-    """Most entries per layer and KV head in so many bytes; the newest tokens' stay in 16 bits."""
-    entry = entry_nbytes(geometry, quant, fine_bytes)
+    """Most entries per layer and KV head in so many bytes, of a document of n_tokens."""
+    fixed = cache_nbytes_of(0, n_tokens, geometry, quant, fine_bytes)
     fine = entry_nbytes(geometry, QuantConfig(), fine_bytes)
-    recent = quant.recent_tokens if quant.on else 0
-    n_fine = min(recent, int(cache_nbytes / fine))
-    return n_fine + int((cache_nbytes - n_fine * fine) / entry)
+    n_fine = _n_fine(n_tokens, quant)
+    if cache_nbytes <= fixed + n_fine * fine:
+        return max(int((cache_nbytes - fixed) / fine), 0)
+    room = cache_nbytes - fixed - n_fine * fine
+    return n_fine + int(room / entry_nbytes(geometry, quant, fine_bytes))
+
+
+def cache_nbytes_of(
+    n_entries: int,
+    n_tokens: int,
+    geometry: ModelGeometry,
+    quant: QuantConfig,
+    fine_bytes: int = 2,
+) -> float:
+    """Bytes of a finished cache of n_entries a head of a document of n_tokens.
+
+    The document's tail stays in 16 bits, and one no longer than what is recent altogether; coded
+    keys lie in a frame (kernels.quantise.Frame), two fp32 numbers a channel.
+    """
+    n_fine = min(n_entries, _n_fine(n_tokens, quant))
+    framed = quant.k_bits < 16 and n_tokens > quant.recent_tokens
+    return (
+        n_fine * entry_nbytes(geometry, QuantConfig(), fine_bytes)
+        + (n_entries - n_fine) * entry_nbytes(geometry, quant, fine_bytes)
+        + (8 * geometry.n_slots * geometry.head_dim if framed else 0)
+    )
+
+
+def _n_fine(n_tokens: int, quant: QuantConfig) -> int:
+    """The document's last tokens whose entries stay in 16 bits."""
+    return n_tokens - quant.settled_before(n_tokens, last=True) if quant.on else n_tokens

@@ -172,7 +172,7 @@ class DocCache:
                 keys = layer.keys
                 rows = [keys.floats(h, keys.fine.dtype) for h in range(len(layer.lengths))]
                 layer = replace(layer, keys=replace(keys, frame=frame_of(rows)))
-            layers.append(layer.settled(self.n_seen - quant.recent_tokens, quant))
+            layers.append(layer.settled(quant.settled_before(self.n_seen, last=True), quant))
         return replace(self, layers=layers, quant=quant, _readable=[])
 
     def view(self) -> CacheView:

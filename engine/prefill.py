@@ -314,7 +314,7 @@ class ChunkStore:
             if values is not None:
                 values = stored(values, kept.values.fine.dtype)
                 kept.values = Rows.of_floats(values, kept.offsets)
-            self.cache.layers[number] = self._settled(kept)
+            self.cache.layers[number] = self._settled(kept, last)
             if self._references:
                 self._references[number] = (None, torch.empty(0))
             self._new[number] = (torch.empty(0), torch.empty(0))  # free the chunk as we go
@@ -351,13 +351,13 @@ class ChunkStore:
             torch.cat([e.scores[i] for e, i in pairs]),
         )
 
-    def _settled(self, layer: LayerCache) -> LayerCache:
+    def _settled(self, layer: LayerCache, last: bool) -> LayerCache:
         """A layer after its eviction, with what has fallen behind the newest tokens quantised."""
         quant = self.cache.quant
         if not quant.on:
             return layer
         n_read = int(self.positions[-1]) + 1
-        return layer.settled(n_read - quant.recent_tokens, quant)
+        return layer.settled(quant.settled_before(n_read, last=last), quant)
 
     def _lay_frame(self, number: int) -> None:
         """Fix the keys' frame, by the first chunk that holds more than the newest tokens."""

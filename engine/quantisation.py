@@ -11,6 +11,7 @@ from kernels.quantise import row_nbytes
 BITS = (16, 8, 4, 2)
 KV_BITS = ("16", "8", "k8v4", "k8v2", "4", "2", "k4v4", "k4v2", "k2v2")  # what users are shown
 RECENT_TOKENS = 128
+TAIL_TOKENS = 16
 # From so many query heads on one key-value head on, keys stay at 8 bits unless asked otherwise:
 # an error in a key is then an error in that many attentions.
 WIDE_GROUP = 6
@@ -21,7 +22,8 @@ class QuantConfig:
     """Bits of keys and values; 16 keeps them in the storage dtype.
 
     recent_tokens  the newest tokens of the reading, whose entries stay in 16 bits; an entry that
-                   falls behind them settles: it is quantised, once, and never touched again
+                   falls behind them settles: it is quantised, once, and never touched again.
+                   When the document ends all but its last TAIL_TOKENS settle
     """
 
     k_bits: int = 16
@@ -39,6 +41,20 @@ class QuantConfig:
     def on(self) -> bool:
         """Whether anything is quantised."""
         return min(self.k_bits, self.v_bits) < 16
+
+    @property
+    def tail_tokens(self) -> int:
+        """The last tokens of a finished document, whose entries stay in 16 bits."""
+        return min(TAIL_TOKENS, self.recent_tokens)
+
+    def settled_before(self, n_read: int, *, last: bool) -> int:
+        """The position below which entries have settled, after n_read tokens; 0 for none.
+
+        last  whether the document ends here; one no longer than recent_tokens stays in 16 bits
+        """
+        if n_read <= self.recent_tokens:
+            return 0
+        return n_read - (self.tail_tokens if last else self.recent_tokens)
 
     @property
     def name(self) -> str:

@@ -289,7 +289,7 @@ class _Reading:
             return kept
         geometry = self.model.geometry
         allowed = int(kept * self.n_tokens * entry_nbytes(geometry, QuantConfig()))
-        return min(fitting_tokens(allowed, geometry, quant) / self.n_tokens, 1.0)
+        return min(fitting_tokens(allowed, self.n_tokens, geometry, quant) / self.n_tokens, 1.0)
 
     def _rules(self, name: str, kept: float) -> EvictionConfig:
         return self.settings.eviction(self.n_tokens, kept, self.scorers.get(name))

@@ -48,7 +48,12 @@ class Goals:
 
 
 TALE_GOALS = {0.25: Goals(0.0, 0.97), 0.125: Goals(0.25, 0.93), 0.0625: Goals(None, 0.85)}
-LONG_GOALS = {0.0625: Goals(0.05, 0.98), 0.03125: Goals(None, 0.90)}
+LONG_GOALS = {
+    0.25: Goals(None, 0.97),
+    0.125: Goals(None, 0.93),
+    0.0625: Goals(0.05, 0.98),
+    0.03125: Goals(None, 0.90),
+}
 
 
 @dataclass(frozen=True)
@@ -168,6 +173,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=2, help="of each set")
     parser.add_argument("--questions", type=int, default=MOST_QUESTIONS, help="of each document")
     parser.add_argument("--max-new-tokens", type=int, help="default: as suits each set")
+    parser.add_argument("--kept", help="shares, with commas between; default: as suits each set")
     parser.add_argument("--kv-bits", default="16", help="with commas between, a row each")
     parser.add_argument("--equal-bytes", action="store_true", help="shares are of bytes")
     parser.add_argument("--log", type=Path, help="finished documents; a second run goes on")
@@ -186,8 +192,9 @@ def main() -> None:
     everything: list[DocumentResult] = []
     for name in options.sets.split(","):
         kind = SETS[name]
+        kept = tuple(map(float, options.kept.split(","))) if options.kept else kind.kept
         settings = EvalSettings(
-            tuple(options.scorers.split(",")), kind.kept, chunked=True,
+            tuple(options.scorers.split(",")), kept, chunked=True,
             chunk_tokens=kind.chunk_tokens,
             max_new_tokens=options.max_new_tokens or kind.answer_tokens,
             kv_bits=tuple(options.kv_bits.split(",")), equal_bytes=options.equal_bytes,

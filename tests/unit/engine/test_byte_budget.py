@@ -3,39 +3,60 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.byte_budget import LADDER, entry_nbytes, holding
+from engine.byte_budget import LADDER, cache_nbytes_of, holding
 from engine.errors import InvalidSetting
+from engine.eviction import EvictionConfig
+from engine.prefill import PrefillConfig, prefill
 from engine.quantisation import QuantConfig, parse_kv_bits
-from tests.fakes import tiny_model
+from engine.scorers.uniform_random import RandomScorer
+from tests.fakes import tiny_model, tokens
 
 GEOMETRY = tiny_model().geometry
 
 
+LONG = 100_000
+
+
 def nbytes(n_entries: int, quant: QuantConfig) -> float:
-    """Bytes of a finished cache, its newest tokens in 16 bits."""
-    n_fine = min(n_entries, quant.recent_tokens) if quant.on else n_entries
-    settled = (n_entries - n_fine) * entry_nbytes(GEOMETRY, quant)
-    return n_fine * entry_nbytes(GEOMETRY, QuantConfig()) + settled
+    return cache_nbytes_of(n_entries, LONG, GEOMETRY, quant)
 
 
 def test_a_short_document_stays_in_16_bits_a_longer_one_in_8() -> None:
     room = int(nbytes(2000, QuantConfig()))
     assert holding(room, 1500, GEOMETRY).quant.name == "16"
     assert holding(room, 2100, GEOMETRY).quant.name == "8"
-    found = holding(room, 100_000, GEOMETRY)
+    found = holding(room, LONG, GEOMETRY)
     assert found.quant.name == LADDER[-1] and found.budget_tokens > 3000
 
 
 @given(room=st.integers(200_000, 50_000_000), n_tokens=st.integers(1, 131_072))
 def test_no_more_bytes_than_allowed_and_not_an_entry_less(room: int, n_tokens: int) -> None:
     found = holding(room, n_tokens, GEOMETRY)
-    assert nbytes(found.budget_tokens, found.quant) <= room
-    assert nbytes(found.budget_tokens + 2, found.quant) > room
+    less, more = (
+        cache_nbytes_of(found.budget_tokens + n, n_tokens, GEOMETRY, found.quant) for n in (0, 2)
+    )
+    assert less <= room < more
+
+
+@pytest.mark.parametrize("bits", ["16", "8", "k8v4", "k4v4", "k4v2", "k2v2"])
+@pytest.mark.parametrize("n_tokens", [100, 600])
+def test_a_cache_that_was_read_is_as_large_as_was_allowed(bits: str, n_tokens: int) -> None:
+    model: Any = tiny_model()
+    room = 30 * 1000 if n_tokens == 100 else 60 * 1000
+    found = holding(room, n_tokens, GEOMETRY, kv_bits=bits)
+    rules = EvictionConfig(min(found.budget_tokens, n_tokens), "global")
+    how = PrefillConfig(64, rules, quant=found.quant)
+    text = tokens(n_tokens)
+    cache = prefill(model, text, how, RandomScorer(1))
+    assert cache.nbytes <= room
+    if found.budget_tokens <= n_tokens:
+        assert cache.nbytes > 0.96 * room
 
 
 def test_bits_that_were_asked_for_are_kept() -> None:

@@ -19,7 +19,7 @@ from engine.generate import Sampling, forward, generate
 from engine.geometry import ModelGeometry
 from engine.prefill import PrefillConfig, prefill
 from engine.pruning import pruned
-from engine.quantisation import KV_BITS, QuantConfig, parse_kv_bits
+from engine.quantisation import KV_BITS, TAIL_TOKENS, QuantConfig, parse_kv_bits
 from engine.rows import Rows
 from engine.scorers.uniform_random import RandomScorer
 from engine.snapshot import load_snapshot, save_snapshot
@@ -57,18 +57,41 @@ def same(a: DocCache, b: DocCache) -> bool:
     return True
 
 
-@pytest.mark.parametrize("bits", [(8, 8), (8, 4), (4, 4), (2, 2), (16, 8), (8, 16)])
-def test_what_fell_behind_the_newest_tokens_is_quantised_and_nothing_else(
-    bits: tuple[int, int],
-) -> None:
-    cache = read(tiny_model(), QuantConfig(*bits, RECENT))
-    cache.check()
+def assert_settled(cache: DocCache, before: int, bits: tuple[int, int]) -> None:
+    """Of every head exactly the entries at positions below `before` are codes."""
     for layer in cache.layers:
         for head in range(2):
-            settled = int((layer.positions[layer.rows(head)] < N - RECENT).sum())
+            settled = int((layer.positions[layer.rows(head)] < before).sum())
             assert 0 < settled < layer.lengths[head]
             for rows, width in zip((layer.keys, layer.values), bits, strict=True):
                 assert rows.n_coded[head] == (0 if width == 16 else settled)
+
+
+@pytest.mark.parametrize("bits", [(8, 8), (8, 4), (4, 4), (2, 2), (16, 8), (8, 16)])
+def test_what_fell_behind_the_newest_tokens_is_quantised_and_at_the_end_all_but_the_tail(
+    bits: tuple[int, int],
+) -> None:
+    places: list[int] = []
+
+    def look(cache: DocCache) -> None:
+        if RECENT < cache.n_seen < N:
+            places.append(cache.n_seen)
+            assert_settled(cache, cache.n_seen - RECENT, bits)
+
+    rules = config(QuantConfig(*bits, RECENT))
+    cache = prefill(
+        tiny_model(), TEXT, rules, RandomScorer(1), on_checkpoint=look, checkpoint_every_chunks=1
+    )
+    cache.check()
+    assert len(places) > 2
+    assert_settled(cache, N - TAIL_TOKENS, bits)
+
+
+def test_a_document_that_is_all_recent_stays_in_16_bits() -> None:
+    cache = read(tiny_model(), QuantConfig(4, 4, N))
+    assert all(layer.keys.codes is layer.values.codes is None for layer in cache.layers)
+    whole = read(tiny_model(), QuantConfig()).quantised(QuantConfig(4, 4, N))
+    assert all(layer.keys.codes is layer.values.codes is None for layer in whole.layers)
 
 
 def test_fewer_bits_are_fewer_bytes_and_a_larger_error() -> None:
