@@ -10,6 +10,7 @@ from ingest.clean import page_ranges
 from ingest.document import DocumentWarning
 from ingest.errors import BrokenDocument, EmptyDocument, IngestError, ScannedDocument
 from ingest.lines import Line
+from ingest.wordlike import is_unlike_language
 
 GARBAGE_SHARE = 0.05
 _MIN_GARBAGE = 5
@@ -27,6 +28,7 @@ class Findings:
         self._chars = 0
         self._garbage = 0
         self._garbage_pages: list[int] = []
+        self._strange_pages: list[int] = []
         self._picture_pages: list[int] = []
         self._blank_pages = 0
         self._text_pages = 0
@@ -42,6 +44,8 @@ class Findings:
         self._garbage += garbage
         if garbage > max(_MIN_GARBAGE, GARBAGE_SHARE * raw):
             self._garbage_pages.append(number)
+        elif is_unlike_language("\n".join(line.text for line in lines)):
+            self._strange_pages.append(number)
         if has_fields or any(line.text for line in lines):
             self._text_pages += 1
         elif self._blank_pages + len(self._picture_pages) < _MAX_LOOKED_AT and not _has_picture(
@@ -92,6 +96,12 @@ class Findings:
             text = "Pictures without text, not read: pages {}. " + _OCR_STEP
             found.append(_on("pages_without_text", text, self._picture_pages))
         found.extend(self._garbage_warnings())
+        if self._strange_pages:
+            text = (
+                "The letters stored for pages {} are hardly those that are shown: they form no "
+                "words, and nothing said about them can be relied on. "
+            )
+            found.append(_on("strange_letters", text + _OCR_STEP, self._strange_pages))
         if self._comments:
             text = "Not read: comments and notes on pages {}."
             found.append(_on("comments_skipped", text, self._comments))

@@ -6,7 +6,8 @@ A book (repeated if it is too short) is cut to each length, ten facts are put be
 at even depths, it is read once with evictions, the budget shared out as suits the scorer, and ten
 questions are asked of that one cache.
 Prints a line a reading with the facts found, then one JSON line; --out writes the grid as SVG.
-The same for each scorer named: all see the same text and keep the same number of entries.
+The same for each scorer named: all see the same text and keep the same number of entries, or with
+--kv-bits at most as many bytes as --budget entries in 16 bits have, a row for each.
 """
 
 from __future__ import annotations
@@ -15,15 +16,19 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from app.prompts import Layout
 from engine.batch import generate_together, nll_together
+from engine.byte_budget import entry_nbytes, fitting_tokens
 from engine.eviction import EvictionConfig
 from engine.loader import LoadedModel, load_model
 from engine.prefill import PrefillConfig, prefill
+from engine.quantisation import QuantConfig, parse_kv_bits
 from heads.catalog import make_scorer
 from heads.questions.filler import facts_at_depths
 
@@ -56,19 +61,38 @@ def document(layout: Layout, book: str, n_tokens: int) -> str:
     return facts_at_depths(text, facts)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What one reading found: facts, each number's NLL a token, and how it was read."""
+
+    found: list[bool]
+    nll: list[float]
+    n_tokens: int
+    kept_tokens: float
+    nbytes: int
+    seconds: float
+
+
+def budget_in(model: LoadedModel, n_tokens: int, budget: int, quant: QuantConfig) -> int:
+    """Entries in these bits that take no more bytes than `budget` in 16."""
+    allowed = int(budget * entry_nbytes(model.geometry, QuantConfig()))
+    return min(fitting_tokens(allowed, n_tokens, model.geometry, quant), n_tokens)
+
+
 def measure(
-    model: LoadedModel, layout: Layout, text: str, name: str, budget: int
-) -> tuple[list[bool], list[float], int, float]:
-    """Which facts are found, each number's NLL a token, tokens read, and seconds of reading."""
+    model: LoadedModel, layout: Layout, text: str, name: str, budget: int, bits: str
+) -> Reading:
+    """Read the text once and ask for every fact."""
     prefix = layout.prefix(text)
     reads = make_scorer(name, model)
+    quant = parse_kv_bits(bits, model.geometry)
     rules = EvictionConfig(
-        budget,
+        budget_in(model, len(prefix.token_ids), budget, quant),
         reads.allocation,
         profile=reads.profile if reads.allocation == "profile" else None,
     )
     began = time.perf_counter()
-    cache = prefill(model, prefix.token_ids, PrefillConfig(1024, rules), reads)
+    cache = prefill(model, prefix.token_ids, PrefillConfig(1024, rules, quant=quant), reads)
     seconds = time.perf_counter() - began
     tails = [layout.tail(QUESTION.format(place=place)) for place, _ in PLACES]
     encode = layout.tokenizer
@@ -80,7 +104,8 @@ def measure(
         for ids, (_, number) in zip(answers, PLACES, strict=True)
     ]
     nll = nll_together(model, [cache.view() for _ in tails], tails, numbers)
-    return found, nll, len(prefix.token_ids), seconds
+    n_tokens = len(prefix.token_ids)
+    return Reading(found, nll, n_tokens, cache.kept_tokens, cache.nbytes, seconds)
 
 
 def grid_svg(rows: list[tuple[str, list[bool]]]) -> str:
@@ -122,6 +147,7 @@ def main() -> None:
     parser.add_argument("--lengths", default="16000,128000")
     parser.add_argument("--scorers", default="retaining")
     parser.add_argument("--budget", type=int, default=4096)
+    parser.add_argument("--kv-bits", default="16", help="with commas between, a row each")
     parser.add_argument("--out", type=Path, help="write the grid there as SVG")
     options = parser.parse_args()
     model = load_model(options.model, models_dir=options.models)
@@ -130,19 +156,17 @@ def main() -> None:
     rows, report = [], []
     for length in (int(x) for x in options.lengths.split(",")):
         text = document(layout, book, length)
-        for scorer in options.scorers.split(","):
-            found, nll, n_tokens, seconds = measure(model, layout, text, scorer, options.budget)
-            marks = "".join("x" if hit else "." for hit in found)
-            mean = sum(nll) / len(nll)
+        for scorer, bits in product(options.scorers.split(","), options.kv_bits.split(",")):
+            read = measure(model, layout, text, scorer, options.budget, bits)
+            found = read.found
             print(
-                f"{n_tokens:7} tokens  {scorer:12} {marks}  {sum(found)}/10  NLL {mean:.2f}  "
-                f"{seconds:.0f} s",
+                f"{read.n_tokens:7} tokens  {scorer:12} {bits:5} {read.kept_tokens:6.0f} kept, "
+                f"{read.nbytes / 1e6:.1f} MB  {''.join('x' if hit else '.' for hit in found)}  "
+                f"{sum(found)}/10  NLL {sum(read.nll) / len(read.nll):.2f}  {read.seconds:.0f} s",
                 flush=True,
             )
-            rows.append((f"{n_tokens:,} tokens, {scorer}", found))
-            report.append(
-                {"tokens": n_tokens, "scorer": scorer, "found": found, "nll": nll, "s": seconds}
-            )
+            rows.append((f"{read.n_tokens:,} tokens, {bits} bits", found))
+            report.append({"scorer": scorer, "kv_bits": bits, **asdict(read)})
     if options.out:
         options.out.write_text(grid_svg(rows), encoding="utf-8")
     print(json.dumps({"budget": options.budget, "rows": report}))

@@ -18,6 +18,7 @@ from ingest import (
     WrongPassword,
 )
 from ingest.readers.mupdf import load_pymupdf
+from ingest.wordlike import is_unlike_language
 
 PROSE = "The river rose in the night and the mill stood still until the morning came."
 
@@ -256,6 +257,34 @@ def test_a_few_scanned_pages_are_a_warning(tmp_path: Path) -> None:
     warning = next(w for w in document.warnings if w.code == "pages_without_text")
     assert warning.page == 2
     assert "pages 2-3" in warning.message
+
+
+def moved_by_one(text: str) -> str:
+    """As a font does that names each letter after the one before."""
+    return "".join(chr(ord(c) - 1) if c.lower() in "bcdefghijklmnopqrstuvwxyz" else c for c in text)
+
+
+def test_letters_that_form_no_words_are_announced_with_their_page(tmp_path: Path) -> None:
+    doc = new_pdf()
+    add_page(doc, [PROSE] * 8)
+    add_page(doc, [moved_by_one(PROSE)] * 8)
+    document = read_here(save(doc, tmp_path / "m.pdf"))
+    (warning,) = [w for w in document.warnings if w.code == "strange_letters"]
+    assert warning.page == 2 and "page 2" in warning.message and "OCR" in warning.message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Zażółć gęślą jaźń, a potem przyszedł wiatr i zgasił świecę. " * 12,
+        "Vítr přinesl zprávu, že strč prst skrz krk nikdo neřekl dvakrát. " * 12,
+        "The RFC says: HTTP, TCP, TLS and DNS. " * 3,  # too few letters to judge
+        "МОСКВА " * 80 + "http ftp ssh " * 10,
+        "x1 = k2 * b3 - c4; " * 20,
+    ],
+)
+def test_languages_with_few_vowels_numbers_and_short_pages_are_no_strangers(text: str) -> None:
+    assert not is_unlike_language(text)
 
 
 def test_hidden_text_is_announced_with_its_page(tmp_path: Path) -> None:
