@@ -1,7 +1,8 @@
 """Entries and bits together: what a cache of so many bytes should hold.
 
-More entries in fewer bits answer better than fewer in 16, down to 8 bits for keys and 4 for values;
-below that they do not (heads/LEADERBOARD.md, equal bytes). So the ladder ends there.
+Fewer bits make room for more entries. While much of a document is left out, an entry more is worth
+more than the bits it takes from the others, down to 4 for keys and values; once a quarter of it is
+kept, finer bits are worth more (heads/LEADERBOARD.md, equal bytes).
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from engine.geometry import ModelGeometry
 from engine.memory import POSITION_BYTES, SCORE_BYTES
 from engine.quantisation import QuantConfig, parse_kv_bits
 
-# From the finest to the one with the best answers at equal bytes.
-LADDER = ("16", "8", "k8v4")
+# From the finest on; each is taken if so much of the document fits.
+LADDER = (("16", 1.0), ("8", 1.0), ("k8v4", 0.25), ("k4v4", 0.0))
 LEAST_TOKENS = 64
 
 
@@ -45,16 +46,16 @@ def holding(
     kv_bits: str | None = None,
     fine_bytes: int = 2,
 ) -> Holding:
-    """The finest bits in which all n_tokens fit, or the most entries in the last of the ladder.
+    """The finest bits in which as much of n_tokens fits as LADDER asks for.
 
     kv_bits  only these bits
     Raises   InvalidSetting if fewer than LEAST_TOKENS entries fit
     """
-    for name in LADDER if kv_bits is None else (kv_bits,):
+    for name, enough in LADDER if kv_bits is None else ((kv_bits, 0.0),):
         quant = parse_kv_bits(name, geometry)
         budget = fitting_tokens(cache_nbytes, n_tokens, geometry, quant, fine_bytes)
-        if budget >= n_tokens:
-            return Holding(budget, quant)
+        if budget >= enough * n_tokens:
+            break
     if budget < LEAST_TOKENS:
         least = cache_nbytes_of(LEAST_TOKENS, n_tokens, geometry, quant, fine_bytes) / 1e6
         raise InvalidSetting(

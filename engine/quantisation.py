@@ -58,9 +58,9 @@ class QuantConfig:
 
     @property
     def name(self) -> str:
-        """As users write it: "8", or "k8v4"."""
-        same = self.k_bits == self.v_bits
-        return str(self.k_bits) if same else f"k{self.k_bits}v{self.v_bits}"
+        """As users write it, and as `parse_kv_bits` reads it for any model: "8", "k8v4", "k4v4"."""
+        plain = self.k_bits == self.v_bits >= 8
+        return str(self.k_bits) if plain else f"k{self.k_bits}v{self.v_bits}"
 
     def bytes_per_value(self, head_dim: int, fine_bytes: int = 2) -> float:
         """Mean bytes of a settled key's or value's number, steps included.

@@ -266,6 +266,8 @@ def test_what_users_write() -> None:
     assert parse_kv_bits("2", wide) == QuantConfig(8, 2)
     assert not parse_kv_bits("16").on and parse_kv_bits("k8v4").name == "k8v4"
     assert [parse_kv_bits(text).name for text in KV_BITS[:4]] == ["16", "8", "k8v4", "k8v2"]
+    for quant in (QuantConfig(k, v) for k in (16, 8, 4, 2) for v in (16, 8, 4, 2)):
+        assert parse_kv_bits(quant.name, wide) == quant  # what was chosen is what is read
     for wrong in ("3", "k8", "8v4", "", "k8v5", "kv"):
         with pytest.raises(InvalidSetting, match="kv-bits"):
             parse_kv_bits(wrong)
