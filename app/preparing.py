@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from app.prompts import Layout
 from app.reading import Job
 from app.records import SESSION_READY, SessionRecord
-from app.settings import ReadSettings, eviction_config
+from app.settings import ReadSettings, default_budget, eviction_config
 
 if TYPE_CHECKING:
     from engine.loader import LoadedModel
@@ -33,7 +33,6 @@ def make_job(
     from engine.errors import ScorerUnavailable
     from engine.prefill import PrefillConfig
     from engine.quantisation import parse_kv_bits
-    from engine.registry import find
     from heads.catalog import default_scorer, is_head_file, make_scorer
 
     scorer_name = settings.scorer or default_scorer(model.name, heads_dir)
@@ -46,8 +45,10 @@ def make_job(
     scorer = make_scorer(scorer_name, model, seed=0, state_dir=heads_dir)
     if settings.cache_mb is not None:
         settings = _filling(settings, layout.n_tokens(document, pages), model)
-    spec = find(settings.model or model.name)
-    budget = spec.default_budget if spec else None
+    budget = _own_budget(settings, model)
+    if settings.budget_tokens is None:
+        n_tokens = layout.n_tokens(document, pages)
+        budget = default_budget(budget, n_tokens, model.geometry.window)
     settings = settings.resolved(budget, scorer_name, scorer.allocation)
     config = PrefillConfig(
         chunk_tokens=settings.chunk_tokens,
@@ -68,7 +69,24 @@ def serves(record: SessionRecord, job: Job, wanted: ReadSettings) -> bool:
     )
     if not same or record.state != SESSION_READY:
         return False
-    return ReadSettings.from_dict(record.settings).meets(wanted, job.settings)
+    settings = ReadSettings.from_dict(record.settings)
+    if settings.meets(wanted, job.settings):
+        return True
+    if wanted.budget_tokens is not None or wanted.cache_mb is not None:
+        return False
+    # Long documents, too, were read with the model's own budget once.
+    return settings.meets(
+        wanted, replace(job.settings, budget_tokens=_own_budget(wanted, job.model))
+    )
+
+
+def _own_budget(settings: ReadSettings, model: LoadedModel) -> int:
+    """The model's own number of entries a head, or the engine's for a model that has none."""
+    from engine.eviction import EvictionConfig
+    from engine.registry import find
+
+    spec = find(settings.model or model.name)
+    return spec.default_budget if spec else EvictionConfig().budget_tokens or 0
 
 
 def _filling(settings: ReadSettings, n_tokens: int, model: LoadedModel) -> ReadSettings:

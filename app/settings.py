@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from math import ceil
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
@@ -13,6 +14,8 @@ DEFAULT_CHUNK_TOKENS = 1024
 CHECKPOINT_EVERY_CHUNKS = 8
 # At equal bytes the best answers (heads/LEADERBOARD.md); a refit needs values in 16 bits.
 DEFAULT_KV_BITS = "k8v4"
+# Of a document, unless a budget is named: half of it loses twice as much (heads/LEADERBOARD.md).
+LEAST_KEPT = 1 / 16
 # Sessions from before there was such a choice were read in these.
 _KV_BITS_OF_OLD = "16"
 
@@ -70,18 +73,16 @@ class ReadSettings:
         return replace(self, kv_bits=resolved.kv_bits) == resolved if finer else self == resolved
 
     def resolved(
-        self, default_budget: int | None, scorer: str, default_allocation: Allocation
+        self, default_budget: int, scorer: str, default_allocation: Allocation
     ) -> ReadSettings:
         """Fill every None with its default, so that the settings can name a session.
 
-        default_budget      the model's own, None for a model without a known one
+        default_budget      what `default_budget` gives for the model and document
         scorer              the chosen scorer, or the model's own (heads.catalog.default_scorer)
         default_allocation  the scorer's own
         """
-        from engine.eviction import EvictionConfig
         from engine.registry import default_model
 
-        default_budget = default_budget or EvictionConfig().budget_tokens
         return replace(
             self,
             model=self.model or default_model(),
@@ -90,6 +91,17 @@ class ReadSettings:
             scorer=scorer,
             kv_bits=self.kv_bits or self.default_kv_bits,
         )
+
+
+def default_budget(own: int, n_tokens: int, window: int) -> int:
+    """Entries a head where nobody says how many: the model's own number, and for a long document
+    LEAST_KEPT of it, as far as half of the trained window holds them.
+
+    own       the model's own number (engine.models.toml)
+    n_tokens  of the document
+    window    the model's, in tokens: entries of a document beyond it are read at slots inside it
+    """
+    return max(own, min(ceil(LEAST_KEPT * n_tokens), window // 2))
 
 
 def eviction_config(settings: ReadSettings, profile: Profile | None = None) -> EvictionConfig:

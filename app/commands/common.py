@@ -61,7 +61,8 @@ def add_read_settings(parser: argparse.ArgumentParser) -> None:
         "--budget",
         type=_budget,
         metavar="TOKENS",
-        help="cache entries kept per layer and head, or 'all' (default: the model's own)",
+        help="cache entries kept per layer and head, or 'all' (default: the model's own, and a "
+        "sixteenth of a document that is longer than 16 times that)",
     )
     size.add_argument(
         "--cache-mb",
