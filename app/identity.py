@@ -29,7 +29,8 @@ def identity_of(
 
     The model's fingerprint names the format of its weights too: a document read in bf16 and in nf4
     makes two sessions. A reading without a second one, a refit or quantised entries has no field
-    of it, so that sessions from before there was such a choice keep their names.
+    of it, so that sessions from before there was such a choice keep their names; and a finished one
+    whose last 128 tokens are in 16 bits, as they once stayed, is as good as one of today.
     """
     from dataclasses import asdict
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from app.prompts import Layout
 from app.reading import Job
@@ -12,6 +12,7 @@ from app.records import SESSION_READY, SessionRecord
 from app.settings import ReadSettings, default_budget, eviction_config
 
 if TYPE_CHECKING:
+    from engine.eviction import Positions
     from engine.loader import LoadedModel
     from ingest import Document
 
@@ -45,7 +46,7 @@ def make_job(
     scorer = make_scorer(scorer_name, model, seed=0, state_dir=heads_dir)
     if settings.cache_mb is not None:
         settings = _filling(settings, layout.n_tokens(document, pages), model)
-    budget = _own_budget(settings, model)
+    budget = own_budget(settings, model)
     if settings.budget_tokens is None:
         n_tokens = layout.n_tokens(document, pages)
         budget = default_budget(budget, n_tokens, model.geometry.window)
@@ -76,11 +77,11 @@ def serves(record: SessionRecord, job: Job, wanted: ReadSettings) -> bool:
         return False
     # Long documents, too, were read with the model's own budget once.
     return settings.meets(
-        wanted, replace(job.settings, budget_tokens=_own_budget(wanted, job.model))
+        wanted, replace(job.settings, budget_tokens=own_budget(wanted, job.model))
     )
 
 
-def _own_budget(settings: ReadSettings, model: LoadedModel) -> int:
+def own_budget(settings: ReadSettings, model: LoadedModel) -> int:
     """The model's own number of entries a head, or the engine's for a model that has none."""
     from engine.eviction import EvictionConfig
     from engine.registry import find
@@ -92,15 +93,20 @@ def _own_budget(settings: ReadSettings, model: LoadedModel) -> int:
 def _filling(settings: ReadSettings, n_tokens: int, model: LoadedModel) -> ReadSettings:
     """Entries and bits in place of megabytes."""
     from engine.byte_budget import holding
+    from engine.eviction import EvictionConfig, compact_ceiling
     from engine.prefill import PrefillConfig
 
     assert settings.cache_mb is not None
+    window = model.geometry.window
+    placed = EvictionConfig(positions=cast("Positions", settings.positions))
+    compact = placed.resolve_positions(n_tokens, window) == "compact"
     held = holding(
         settings.cache_mb * 1_000_000,
         n_tokens,
         model.geometry,
         kv_bits=settings.kv_bits or ("16" if settings.refit else None),
         fine_bytes=PrefillConfig().storage_dtype(model.compute_dtype).itemsize,
+        ceiling=compact_ceiling(window, settings.chunk_tokens) if compact else None,
     )
     return replace(
         settings, budget_tokens=held.budget_tokens, kv_bits=held.quant.name, cache_mb=None

@@ -10,7 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from app.citations import Witness
 from app.library import Library
 from app.memory import peak_rss_bytes, rss_bytes
 from app.plan import Plan, check_fits, check_length, make_plan, page_range
-from app.preparing import make_job, serves
+from app.preparing import make_job, own_budget, serves
 from app.progress import OnProgress
 from app.prompts import Layout, Turn
 from app.reading import Job, ReadReport, check_same, read_document, restore
@@ -121,7 +121,7 @@ class Reader:
         """A session for this file: restored from disk if it was read before, else read now.
 
         A session that an earlier version read with other defaults (other heads of the same name,
-        16 bits) serves as well, and is announced.
+        16 bits, a smaller budget) serves as well, and is announced.
 
         reread      read again even if there is a snapshot (or a damaged one)
         on_session  gets the session's id before the reading begins
@@ -136,8 +136,8 @@ class Reader:
             job = self._as_read_before(job, wanted, on_progress)
             if job.session_id != today:
                 self.announce(
-                    f"Used is session {job.session_id[:8]}, which read this with earlier heads or "
-                    "in other bits; --reread reads it anew."
+                    f"Used is session {job.session_id[:8]}, which read this with earlier heads, in "
+                    "other bits or with a smaller budget; --reread reads it anew."
                 )
         session = self._session(job, reread, on_progress, on_session, stop)
         session.parse_s = stored.parse_s
@@ -336,6 +336,9 @@ class Reader:
         places = (self.paths.snapshot(job.session_id), self.paths.partial(job.session_id))
         if any(folder.exists() for folder in places):
             return job
+        earlier = self._with_own_budget(job, wanted, on_progress)
+        if self.paths.partial(earlier.session_id).exists():
+            return earlier  # begun when long documents, too, had no more
         for record in self.library.sessions():
             if not serves(record, job, wanted):
                 continue
@@ -347,6 +350,15 @@ class Reader:
             except (SnapshotError, ScorerUnavailable):
                 continue  # made of something else, or damaged
         return job
+
+    def _with_own_budget(self, job: Job, wanted: ReadSettings, on_progress: OnProgress) -> Job:
+        """The job with the model's own budget where a long document has more by default."""
+        own = own_budget(wanted, job.model)
+        named = wanted.budget_tokens is not None or wanted.cache_mb is not None
+        if named or job.settings.budget_tokens == own:
+            return job
+        settings = replace(wanted, budget_tokens=own)
+        return self._job(job.document, job.pages, settings, on_progress)
 
     def _plan(self, job: Job) -> Plan:
         rate = self.library.last_rate(job.model.name)

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 MAX_DOCUMENT_TOKENS = 131_072
 DEFAULT_CHUNK_TOKENS = 1024
 CHECKPOINT_EVERY_CHUNKS = 8
-# At equal bytes the best answers (heads/LEADERBOARD.md); a refit needs values in 16 bits.
+# At equal bytes the best answers while a quarter or more of a document is kept
+# (heads/LEADERBOARD.md); a refit needs values in 16 bits.
 DEFAULT_KV_BITS = "k8v4"
 # Of a document, unless a budget is named: half of it loses twice as much (heads/LEADERBOARD.md).
 LEAST_KEPT = 1 / 16
@@ -95,13 +96,13 @@ class ReadSettings:
 
 def default_budget(own: int, n_tokens: int, window: int) -> int:
     """Entries a head where nobody says how many: the model's own number, and for a long document
-    LEAST_KEPT of it, as far as half of the trained window holds them.
+    LEAST_KEPT of it, as far as a quarter of the trained window holds them.
 
     own       the model's own number (engine.models.toml)
     n_tokens  of the document
     window    the model's, in tokens: entries of a document beyond it are read at slots inside it
     """
-    return max(own, min(ceil(LEAST_KEPT * n_tokens), window // 2))
+    return max(own, min(ceil(LEAST_KEPT * n_tokens), window // 4))
 
 
 def eviction_config(settings: ReadSettings, profile: Profile | None = None) -> EvictionConfig:

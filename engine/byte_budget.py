@@ -45,16 +45,20 @@ def holding(
     *,
     kv_bits: str | None = None,
     fine_bytes: int = 2,
+    ceiling: int | None = None,
 ) -> Holding:
     """The finest bits in which as much of n_tokens fits as LADDER asks for.
 
     kv_bits  only these bits
+    ceiling  most entries a head may hold, where positions are compact (engine.eviction)
     Raises   InvalidSetting if fewer than LEAST_TOKENS entries fit
     """
     for name, enough in LADDER if kv_bits is None else ((kv_bits, 0.0),):
         quant = parse_kv_bits(name, geometry)
         budget = fitting_tokens(cache_nbytes, n_tokens, geometry, quant, fine_bytes)
-        if budget >= enough * n_tokens:
+        if ceiling is not None:
+            budget = min(budget, ceiling)
+        if budget >= enough * n_tokens or budget == ceiling:
             break
     if budget < LEAST_TOKENS:
         least = cache_nbytes_of(LEAST_TOKENS, n_tokens, geometry, quant, fine_bytes) / 1e6

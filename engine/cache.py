@@ -168,7 +168,7 @@ class DocCache:
             raise AssertionError("only a finished cache in 16 bits can be quantised")
         layers = []
         for layer in self.layers:
-            if quant.k_bits < 16:
+            if quant.k_bits < 16 and self.n_seen > quant.recent_tokens:
                 keys = layer.keys
                 rows = [keys.floats(h, keys.fine.dtype) for h in range(len(layer.lengths))]
                 layer = replace(layer, keys=replace(keys, frame=frame_of(rows)))

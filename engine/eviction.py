@@ -26,6 +26,11 @@ POSITIONS: tuple[str, ...] = ("auto", "original", "compact")
 RESERVE_TOKENS = 2048
 
 
+def compact_ceiling(window: int, chunk_tokens: int) -> int:
+    """Most entries a head may hold, so that compact positions stay inside the trained window."""
+    return window - max(chunk_tokens, RESERVE_TOKENS)
+
+
 Shares = tuple[tuple[float, ...], ...]
 
 

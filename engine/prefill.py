@@ -23,7 +23,7 @@ from engine.cache import (
     rotate_group,
 )
 from engine.errors import InvalidSetting, PrefillStopped
-from engine.eviction import RESERVE_TOKENS, EvictionConfig, HeadEntries, select
+from engine.eviction import EvictionConfig, HeadEntries, compact_ceiling, select
 from engine.pruning import pruned
 from engine.quantisation import QuantConfig
 from engine.refit import References, refitted, set_aside
@@ -155,7 +155,7 @@ def _start(
 
 
 def _ceiling(cache: DocCache, config: PrefillConfig) -> int | None:
-    """Most entries a head may hold, so that compact positions stay inside the trained window."""
+    """Most entries a head may hold; None for no such bound."""
     if cache.positions_mode == "original":
         return None
     if config.eviction.budget_tokens is None:
@@ -163,9 +163,9 @@ def _ceiling(cache: DocCache, config: PrefillConfig) -> int | None:
             "Compact positions need a budget: a whole text does not fit the trained window.",
             "Set a budget.",
         )
-    reserve = max(config.chunk_tokens, RESERVE_TOKENS)
-    ceiling = cache.geometry.window - reserve
+    ceiling = compact_ceiling(cache.geometry.window, config.chunk_tokens)
     if ceiling <= config.eviction.protected_tokens:
+        reserve = cache.geometry.window - ceiling
         raise InvalidSetting(
             f"The model's window of {cache.geometry.window} tokens has no room for the "
             f"{config.eviction.protected_tokens} protected entries beside {reserve} new tokens.",
@@ -201,7 +201,11 @@ def read_chunk(
         return
     step.evict(replace(config.eviction, budget_tokens=None), last=False, ceiling=None)
     see_whole(replace(cache, frozen=True))
-    cache.layers = pruned(cache, None, config.eviction, last=last, ceiling=ceiling).layers
+    layers = pruned(cache, None, config.eviction, last=last, ceiling=ceiling).layers
+    if config.quant.on:
+        before = config.quant.settled_before(cache.n_seen, last=last)
+        layers = [layer.settled(before, config.quant) for layer in layers]
+    cache.layers = layers
 
 
 def _prediction_scores(

@@ -13,7 +13,8 @@ KV_BITS = ("16", "8", "k8v4", "k8v2", "4", "2", "k4v4", "k4v2", "k2v2")  # what 
 RECENT_TOKENS = 128
 TAIL_TOKENS = 16
 # From so many query heads on one key-value head on, keys stay at 8 bits unless asked otherwise:
-# an error in a key is then an error in that many attentions.
+# an error in a key is then an error in that many attentions. Where megabytes are asked for,
+# engine.byte_budget goes below: the entries that fit then are worth more (measured, group of 7).
 WIDE_GROUP = 6
 
 

@@ -25,7 +25,7 @@ from engine.errors import InvalidSetting, ScorerUnavailable
 from engine.eviction import RESERVE_TOKENS, Allocation, EvictionConfig
 from engine.prefill import PrefillConfig, prefill
 from engine.pruning import pruned
-from engine.quantisation import QuantConfig, parse_kv_bits
+from engine.quantisation import RECENT_TOKENS, TAIL_TOKENS, QuantConfig, parse_kv_bits
 from engine.refit import REFIT_KEY
 from engine.scorers.several import SeveralScorers
 from engine.scoring import Scorer
@@ -343,6 +343,8 @@ def _settings_key(settings: EvalSettings) -> dict[str, Any]:
         values["second_reading"] = [FIRST_PASS_FACTOR, PIECE_TOKENS, REPLAY_SHARE]
     if values["kv_bits"] == (FINE,):
         del values["kv_bits"]
+    else:
+        values["settling"] = [RECENT_TOKENS, TAIL_TOKENS]
     if not values["equal_bytes"]:
         del values["equal_bytes"]
     if values.pop("refit"):

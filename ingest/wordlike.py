@@ -1,4 +1,9 @@
-"""Whether letters look like language: some fonts name their letters wrongly, one off for each."""
+"""Whether letters look like language: some fonts name their letters wrongly, as one off for each.
+
+Vowels tell of some such fonts, not of all (where each letter is named by the one after it, the
+consonants that become vowels are common ones), and some notations are as poor in them (moves of
+chess, assembly): a hint, to be worded as one.
+"""
 
 from __future__ import annotations
 

@@ -98,8 +98,8 @@ class Findings:
         found.extend(self._garbage_warnings())
         if self._strange_pages:
             text = (
-                "The letters stored for pages {} are hardly those that are shown: they form no "
-                "words, and nothing said about them can be relied on. "
+                "The letters stored for pages {} may not be those that are shown: they look "
+                "like no words. If so, nothing said about them can be relied on. "
             )
             found.append(_on("strange_letters", text + _OCR_STEP, self._strange_pages))
         if self._comments:

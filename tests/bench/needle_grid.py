@@ -165,7 +165,7 @@ def main() -> None:
                 f"{sum(found)}/10  NLL {sum(read.nll) / len(read.nll):.2f}  {read.seconds:.0f} s",
                 flush=True,
             )
-            rows.append((f"{read.n_tokens:,} tokens, {bits} bits", found))
+            rows.append((f"{read.n_tokens:,} tokens, {scorer}, {bits}", found))
             report.append({"scorer": scorer, "kv_bits": bits, **asdict(read)})
     if options.out:
         options.out.write_text(grid_svg(rows), encoding="utf-8")

@@ -12,6 +12,7 @@ import pytest
 from app.cli import main
 from app.identity import identity_of
 from app.portable import export_session, import_session
+from app.preparing import _filling
 from app.service import Reader
 from app.settings import ReadSettings
 from engine.errors import SnapshotCorrupt
@@ -133,3 +134,13 @@ def test_megabytes_become_entries_and_bits(book: Path, capsys: pytest.CaptureFix
     assert cache["bytes"] <= 1_000_000
     with pytest.raises(SystemExit, match="2"):  # one or the other
         main(["ingest", str(book), *flags, "--cache-mb", "1", "--budget", "9"])
+
+
+def test_beyond_the_window_megabytes_buy_finer_bits_once_heads_are_full() -> None:
+    """The window holds 4,096 tokens, 2,048 of them for the question and the answer."""
+    model: Any = tiny_loaded()
+    wanted = replace(SETTINGS, budget_tokens=None, kv_bits=None, cache_mb=50)
+    held = _filling(wanted, 60_000, model)
+    assert (held.budget_tokens, held.kv_bits, held.cache_mb) == (2048, "16", None)
+    inside = _filling(wanted, 2000, model)
+    assert inside.budget_tokens > 2048 and inside.kv_bits == "16"

@@ -52,15 +52,23 @@ def test_no_more_bytes_than_allowed_and_not_an_entry_less(room: int, n_tokens: i
 @pytest.mark.parametrize("n_tokens", [100, 600])
 def test_a_cache_that_was_read_is_as_large_as_was_allowed(bits: str, n_tokens: int) -> None:
     model: Any = tiny_model()
-    room = 30 * 1000 if n_tokens == 100 else 60 * 1000
+    room = 15_000 if n_tokens == 100 else 50_000
     found = holding(room, n_tokens, GEOMETRY, kv_bits=bits)
     rules = EvictionConfig(min(found.budget_tokens, n_tokens), "global")
     how = PrefillConfig(64, rules, quant=found.quant)
     text = tokens(n_tokens)
     cache = prefill(model, text, how, RandomScorer(1))
-    assert cache.nbytes <= room
-    if found.budget_tokens <= n_tokens:
-        assert cache.nbytes > 0.96 * room
+    assert found.budget_tokens < n_tokens and 0.96 * room < cache.nbytes <= room
+
+
+def test_what_no_head_can_hold_is_no_reason_for_fewer_bits() -> None:
+    """Beyond the window a head holds a ceiling of entries, so that more bytes go to finer bits."""
+    room, ceiling = int(nbytes(2000, QuantConfig())), 1500
+    assert holding(room, LONG, GEOMETRY).quant.name == "k4v4"
+    found = holding(room, LONG, GEOMETRY, ceiling=ceiling)
+    assert (found.budget_tokens, found.quant.name) == (ceiling, "16")
+    found = holding(room, LONG, GEOMETRY, ceiling=10 * ceiling)
+    assert found.quant.name == "k4v4" and found.budget_tokens < 10 * ceiling
 
 
 def test_bits_that_were_asked_for_are_kept() -> None:

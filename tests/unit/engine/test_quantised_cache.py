@@ -94,6 +94,15 @@ def test_a_document_that_is_all_recent_stays_in_16_bits() -> None:
     assert all(layer.keys.codes is layer.values.codes is None for layer in whole.layers)
 
 
+def test_who_looks_at_whole_chunks_does_not_keep_the_end_from_settling() -> None:
+    seen: list[int] = []
+    cache = prefill(
+        tiny_model(), TEXT, config(K8V4), RandomScorer(1), see_whole=lambda c: seen.append(c.n_seen)
+    )
+    assert seen[-1] == N
+    assert_settled(cache, N - TAIL_TOKENS, (8, 4))
+
+
 def test_fewer_bits_are_fewer_bytes_and_a_larger_error() -> None:
     model: Any = tiny_model(hidden_size=256, num_attention_heads=4)
     whole = read(model, QuantConfig(), chunk=N, budget_tokens=None)
