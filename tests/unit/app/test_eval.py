@@ -170,9 +170,9 @@ def test_rows_in_fewer_bits_say_so_and_are_smaller(
 def test_at_equal_bytes_fewer_bits_keep_more_entries(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--documents", "1", "--no-generate", "--kept", "0.7", "--kv-bits", "16,k8v4"]
+    flags = ["--documents", "1", "--no-generate", "--kept", "0.5", "--kv-bits", "16,k8v4"]
     found = json.loads(evaluated(capsys, data, *flags, "--equal-bytes", "--json")[1])
     fine, coded = found["rows"]
     assert coded["kept_tokens"] > fine["kept_tokens"] and found["equal_bytes"]
-    frame = 2 * 2 * 2 * 12 * 4  # of the keys: layers, heads, centre and spread, fp32
-    assert abs(coded["bytes"] - frame - fine["bytes"]) <= 0.02 * fine["bytes"]
+    entry = fine["bytes"] / fine["kept_tokens"]  # rows are whole entries a head
+    assert 0.97 * fine["bytes"] < coded["bytes"] < fine["bytes"] + entry

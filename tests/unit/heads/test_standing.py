@@ -67,5 +67,5 @@ def test_a_row_shows_its_goal_beside_it() -> None:
 
 def test_every_set_has_a_goal_for_every_share() -> None:
     for name, kind in SETS.items():
-        assert set(kind.goals) == set(kind.kept), name
+        assert set(kind.goals) >= set(kind.kept), name
     assert SETS["pairs"].kept == LONG
