@@ -11,7 +11,7 @@ _WIDTH, _HEIGHT = 760, 420
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 200, 56, 52
 # Okabe and Ito's palette: told apart with every kind of colour vision.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#8c564b")
-
+_DASHES = ("", ' stroke-dasharray="6 4"', ' stroke-dasharray="2 3"')  # once the colours are used up
 
 Place = Callable[[float], float]
 
@@ -43,7 +43,7 @@ def line_chart(
     parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 12, x_name, 13, "middle"))
     parts.append(_text(_LEFT, _TOP - 12, y_name, 12, "start"))
     for number, line in enumerate(lines):
-        parts += _series(line, _COLOURS[number % len(_COLOURS)], number, place, to_y)
+        parts += _series(line, number, place, to_y)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
         'font-family="sans-serif">\n'
@@ -53,15 +53,17 @@ def line_chart(
     )
 
 
-def _series(line: Line, colour: str, number: int, to_x: Place, to_y: Place) -> list[str]:
+def _series(line: Line, number: int, to_x: Place, to_y: Place) -> list[str]:
+    colour = _COLOURS[number % len(_COLOURS)]
+    dash = _DASHES[number // len(_COLOURS) % len(_DASHES)]
     points = [(to_x(x), to_y(y)) for x, y in line.points if math.isfinite(y)]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points)
     y = _TOP + 18 * number + 4
     x = _WIDTH - _RIGHT + 16
     return [
-        f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>{dots}',
-        f'<line x1="{x}" y1="{y}" x2="{x + 18}" y2="{y}" stroke="{colour}" stroke-width="3"/>'
+        f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>{dots}',
+        f'<line x1="{x}" y1="{y}" x2="{x + 18}" y2="{y}" stroke="{colour}" stroke-width="3"{dash}/>'
         + _text(x + 24, y + 4, line.name, 12, "start"),
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from xml.etree import ElementTree
 
 import pytest
@@ -31,6 +32,12 @@ def test_each_line_is_drawn_in_its_place() -> None:
     assert up[0][1] > up[1][1] > up[2][1], "larger values stand higher"
     assert down == [(up[0][0], up[2][1]), (up[2][0], up[0][1])]
     assert {"Title", "x", "y", "up", "down", "0", "2", "10"} <= set(texts)
+
+
+def test_no_two_lines_look_alike() -> None:
+    lines = [Line(f"line {n}", [(1, n), (2, n)]) for n in range(20)]
+    drawn = re.findall(r'stroke="(#\w+)" stroke-width="2"(.*?)/>', line_chart("t", "x", "y", lines))
+    assert len(drawn) == 20 == len(set(drawn))
 
 
 def test_names_are_escaped() -> None:
