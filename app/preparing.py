@@ -44,11 +44,12 @@ def make_job(
         )
     layout = Layout(model.tokenizer)
     scorer = make_scorer(scorer_name, model, seed=0, state_dir=heads_dir)
-    if settings.cache_mb is not None:
-        settings = _filling(settings, layout.n_tokens(document, pages), model)
-    budget = own_budget(settings, model)
-    if settings.budget_tokens is None:
-        n_tokens = layout.n_tokens(document, pages)
+    budget, counted = own_budget(settings, model), None
+    if settings.budget_tokens is None or settings.cache_mb is not None:
+        counted = layout.prefix_of(document, pages)
+        n_tokens = len(counted.token_ids)
+        if settings.cache_mb is not None:
+            settings = _filling(settings, n_tokens, model)
         budget = default_budget(budget, n_tokens, model.geometry.window)
     settings = settings.resolved(budget, scorer_name, scorer.allocation)
     config = PrefillConfig(
@@ -56,7 +57,7 @@ def make_job(
         eviction=eviction_config(settings, scorer.profile),
         quant=parse_kv_bits(settings.kv_bits or settings.default_kv_bits, model.geometry),
     )
-    return Job(document, pages, settings, model, layout, config, scorer)
+    return Job(document, pages, settings, model, layout, config, scorer, counted=counted)
 
 
 def serves(record: SessionRecord, job: Job, wanted: ReadSettings) -> bool:
@@ -73,7 +74,7 @@ def serves(record: SessionRecord, job: Job, wanted: ReadSettings) -> bool:
     settings = ReadSettings.from_dict(record.settings)
     if settings.meets(wanted, job.settings):
         return True
-    if wanted.budget_tokens is not None or wanted.cache_mb is not None:
+    if wanted.sized:
         return False
     # Long documents, too, were read with the model's own budget once.
     return settings.meets(

@@ -85,10 +85,10 @@ class Layout:
         closing = self._template_ids(self._closing_text)
         return Prefix([*header, *ids, *closing], len(header), len(ids), starts)
 
-    def n_tokens(self, document: Document, pages: tuple[int, int]) -> int:
-        """Tokens of the prefix of these pages, first and last."""
+    def prefix_of(self, document: Document, pages: tuple[int, int]) -> Prefix:
+        """The prefix of these pages, first and last."""
         first, last = (document.pages[number - 1] for number in pages)
-        return len(self.prefix(document.text, first.start, last.end).token_ids)
+        return self.prefix(document.text, first.start, last.end)
 
     def document_ids(
         self, text: str, start: int = 0, end: int | None = None

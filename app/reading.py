@@ -39,6 +39,7 @@ class Job:
     config: PrefillConfig
     scorer: Scorer
     stored_identity: dict[str, Any] | None = None
+    counted: Prefix | None = None  # the document's tokens, where the settings needed their number
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -61,9 +62,7 @@ class Job:
     @cached_property
     def prefix(self) -> Prefix:
         """The tokenised document in its layout; computed when first needed."""
-        pages = self.document.pages
-        start, end = pages[self.pages[0] - 1].start, pages[self.pages[1] - 1].end
-        return self.layout.prefix(self.document.text, start, end)
+        return self.counted or self.layout.prefix_of(self.document, self.pages)
 
     def save(self, folder: Path, cache: DocCache, *, goes_on: bool = False) -> int:
         """Write a snapshot or checkpoint with this job's identity inside; returns bytes.

@@ -354,8 +354,7 @@ class Reader:
     def _with_own_budget(self, job: Job, wanted: ReadSettings, on_progress: OnProgress) -> Job:
         """The job with the model's own budget where a long document has more by default."""
         own = own_budget(wanted, job.model)
-        named = wanted.budget_tokens is not None or wanted.cache_mb is not None
-        if named or job.settings.budget_tokens == own:
+        if wanted.sized or job.settings.budget_tokens == own:
             return job
         settings = replace(wanted, budget_tokens=own)
         return self._job(job.document, job.pages, settings, on_progress)

@@ -60,6 +60,11 @@ class ReadSettings:
         return cls(**{"kv_bits": _KV_BITS_OF_OLD, **known})
 
     @property
+    def sized(self) -> bool:
+        """Whether somebody said how much is to be kept."""
+        return self.budget_tokens is not None or self.cache_mb is not None
+
+    @property
     def default_kv_bits(self) -> str:
         """The bits of a reading that does not ask for any."""
         return "16" if self.refit else DEFAULT_KV_BITS
