@@ -10,6 +10,18 @@ SESSION_READING = "reading"
 SESSION_READY = "ready"
 SESSION_DAMAGED = "damaged"
 
+# Codes of warnings that whoever relies on an answer must know of, not only whoever begins to read.
+DOUBTFUL = {
+    "encoding_guessed",
+    "garbage_text",
+    "hidden_text",
+    "pages_unreadable",
+    "pages_without_text",
+    "read_as_text",
+    "recognised_text",
+    "strange_letters",
+}
+
 # States of a question's answer.
 ANSWER_PENDING = "pending"
 ANSWER_DONE = "done"
@@ -46,6 +58,11 @@ class DocumentRecord:
                 "warnings": json.loads(row["warnings"]),
             }
         )
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why what was read may not be what the pages show; one warning each, pages named."""
+        return [found["message"] for found in self.warnings if found["code"] in DOUBTFUL]
 
 
 @dataclass(frozen=True)

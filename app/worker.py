@@ -166,6 +166,11 @@ class Worker:
         """The library's sessions, the last used first."""
         return self.library.sessions()
 
+    def doubts(self, session: SessionRecord) -> list[str]:
+        """Why what a session holds may not be what its pages show: its document's warnings."""
+        document = self.library.document(session.document)
+        return document.doubts if document else []
+
     def messages(self, session_id: str) -> list[MessageRecord]:
         """A session's conversation, oldest first."""
         return self.library.messages(session_id)

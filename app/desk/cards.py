@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from typing import Any
 
 from app.desk.words import count, duration, size, stretch
@@ -59,9 +60,14 @@ def _warnings(plan: dict[str, Any]) -> str:
     lines = [*plan_problems(plan), *map(str, plan["warnings"])]
     if plan["already_read"]:
         lines.insert(0, "This has been read before: it opens at once.")
+    return warning_list(lines, most=6)
+
+
+def warning_list(lines: Sequence[str], most: int) -> str:
+    """The first `most` warnings and how many more there are; nothing if there are none."""
     if not lines:
         return ""
-    shown = lines[:6]
+    shown = list(lines[:most])
     if len(lines) > len(shown):
         shown.append(f"And {count(len(lines) - len(shown), 'more warning')}.")
     items = "".join(f"<li>{html.escape(line)}</li>" for line in shown)
@@ -131,13 +137,14 @@ def reading_strip(job: JobView, title: str) -> str:
     return f'<p class="lr-strip"><span>Reading</span> {html.escape(title)} \u00b7 {share}</p>'
 
 
-def session_heading(record: SessionRecord) -> str:
-    """Title of an open session, and what is remembered of it."""
+def session_heading(record: SessionRecord, doubts: Sequence[str] = ()) -> str:
+    """Title of an open session, what is remembered of it, and why to doubt what was read."""
     parts = [stretch(record), count(record.n_tokens, "token")]
     if record.state == "ready":
         parts += [f"{record.kept_fraction:.0%} kept", f"{size(record.nbytes)} in memory"]
     parts.append(record.model)
-    return heading(record.title or record.file_name or "Untitled", " \u00b7 ".join(parts))
+    title = heading(record.title or record.file_name or "Untitled", " \u00b7 ".join(parts))
+    return title + warning_list(doubts, most=3)
 
 
 def footer(version: str) -> str:

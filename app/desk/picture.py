@@ -146,7 +146,7 @@ def _chat(
         mode="chat",
         notice=notice,
         selected=record.id,
-        head=cards.session_heading(record),
+        head=cards.session_heading(record, worker.doubts(record)),
         messages=conversation(worker.messages(record.id), answering, record.page_kind, css),
         answering=answering is not None,
         can_ask=record.state == "ready" and answering is None,

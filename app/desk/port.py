@@ -51,6 +51,9 @@ class DeskWorker(Protocol):
     def messages(self, session_id: str) -> Sequence[MessageRecord]:
         """The conversation of one session, oldest first."""
 
+    def doubts(self, session: SessionRecord) -> Sequence[str]:
+        """Why what a session holds may not be what its pages show."""
+
     def delete_session(self, session_id: str) -> Any:
         """Remove a session with its saved cache."""
 

@@ -27,6 +27,7 @@ CITATIONS = [
     {"page": 3, "label": "3", "quote": "The Pequod sailed.", "verified": True},
     {"page": 9, "label": "ix", "quote": "A captain *below* deck.", "verified": False},
 ]
+DOUBT = "The letters stored for page 9 may not be <those> that are shown."
 _TITLE = "A Voyage in Chapters"
 
 
@@ -115,6 +116,9 @@ class FakeWorker:
                 )
                 for record in self._sessions
             ]
+
+    def doubts(self, session: SessionRecord) -> list[str]:
+        return [DOUBT]
 
     def messages(self, session_id: str) -> list[MessageRecord]:
         with self._lock:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.ui.conftest import TIMEOUT_S, Running, Tab
+from tests.ui.fake_worker import DOUBT
 
 if TYPE_CHECKING:
     from playwright.sync_api import APIResponse, Browser, Route
@@ -61,6 +62,7 @@ def test_a_dropped_file_is_planned_read_with_progress_and_asked(
 
     page.wait_for_selector(CHAT)
     assert "40,960 tokens" in tab.text("#head")
+    assert tab.text("#head .lr-warnings") == DOUBT, "why to doubt what was read"
     tab.ask("What is the ship called?")
     page.wait_for_selector("#stop:visible")
     lengths: set[int] = set()

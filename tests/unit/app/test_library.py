@@ -242,3 +242,43 @@ def test_a_document_that_is_gone_is_reported_as_such(library: Library) -> None:
 def test_file_names_are_made_harmless(name: str, safe: str) -> None:
     assert safe_name(name) == safe
     assert safe_name(safe) == safe
+
+
+def test_doubts_of_a_document_are_told_for_its_session(library: Library) -> None:
+    from dataclasses import replace
+    from unittest.mock import MagicMock
+
+    from app.worker import Worker
+    from ingest.document import DocumentWarning
+
+    document = replace(
+        document_of("Xq zvbk.\n"),
+        warnings=(
+            DocumentWarning("running_lines_removed", "Running headers were left out."),
+            DocumentWarning("strange_letters", "The letters of page 1 look like no words.", 1),
+        ),
+    )
+    library.add_document(document, "book.pdf", needs_password=False)
+    library.start_session(
+        SESSION, document=document.sha256, pages=(1, 1), model="tiny", settings={}, n_tokens=4
+    )
+    worker = Worker(MagicMock(library=library))
+    assert worker.doubts(library.session(SESSION)) == ["The letters of page 1 look like no words."]
+    worker.close()
+
+
+def test_every_doubtful_code_is_one_that_a_reader_gives() -> None:
+    import ast
+
+    import ingest
+    from app.records import DOUBTFUL
+
+    root = Path(ingest.__file__).parent
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in root.rglob("*.py")]
+    given = {
+        node.value
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    assert given >= DOUBTFUL
