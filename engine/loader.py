@@ -14,6 +14,7 @@ from torch import nn
 
 from engine import memory, numeric
 from engine.configuration import read_config
+from engine.device import fallbacks, pick_device
 from engine.errors import InvalidSetting, ModelCorrupt, NotEnoughMemory
 from engine.fingerprint import fingerprint_of
 from engine.geometry import ModelGeometry
@@ -25,7 +26,6 @@ from engine.weights import WeightChoice, check_format, choose_weights, weights_b
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-DEVICES = ("auto", "cpu", "cuda")
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>")
 
 
@@ -79,7 +79,7 @@ def load_model(
     """
     started = time.perf_counter()
     check_format(weights)
-    device = pick_device(device)
+    asked, device = device, pick_device(device)
     located = locate(
         name, models_dir, download=download, on_progress=on_progress, on_message=on_message
     )
@@ -92,6 +92,8 @@ def load_model(
         choice = choose_weights(weights, device, geometry, tied=tied, cache_file=cache_file)
         if on_message:
             on_message(choice.reason)
+            for sentence in fallbacks(asked, device):
+                on_message(sentence)
         _check_memory(located.name, geometry, choice, device, tied)
         model = _read_weights(folder, config, choice, device)
     model.eval()
@@ -114,22 +116,6 @@ def load_model(
         stop_token_ids=stop_tokens(model, tokenizer),
         load_s=time.perf_counter() - started,
     )
-
-
-def pick_device(device: str) -> str:
-    """ "cpu" or "cuda"; raises InvalidSetting for anything else and for a GPU torch cannot use."""
-    if device not in DEVICES:
-        raise InvalidSetting(
-            f"device '{device}' is not known.", f"Choose one of {', '.join(DEVICES)}."
-        )
-    usable = torch.cuda.is_available()
-    if device == "cuda" and not usable:
-        raise InvalidSetting(
-            "This torch build cannot use a GPU here.", "Run `python launch.py doctor`."
-        )
-    if device == "auto":
-        return "cuda" if usable else "cpu"
-    return device
 
 
 def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
@@ -178,6 +164,8 @@ def _read_weights(folder: Path, config: Any, choice: WeightChoice, device: str) 
             "Choose --weights nf4, a smaller model, or close other programs.",
         ) from problem
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
+        if device == "cuda" and choice.weights in ("int8", "nf4"):
+            raise _not_packed(folder, choice.weights, problem) from problem
         raise _corrupt(folder, "the weights", problem) from problem
     # transformers fills what is missing with random numbers: an answer from those would be noise.
     wrong = sorted([*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])])
@@ -201,6 +189,15 @@ def _check_memory(
             f"and {free / 2**30:.1f} GiB are free.",
             "Choose --weights nf4, a smaller model, or close other programs.",
         )
+
+
+def _not_packed(folder: Path, weights: str, problem: Exception) -> InvalidSetting:
+    """The library that packs weights on a card failed: transformers hides which error it was."""
+    reason = str(problem).strip().splitlines() or [type(problem).__name__]
+    return InvalidSetting(
+        f"The weights of {folder.name} could not be packed in {weights} on the card: {reason[0]}",
+        "Close other programs that use the card, or choose --weights bf16 or a smaller model.",
+    )
 
 
 def _corrupt(folder: Path, what: str, problem: Exception) -> ModelCorrupt:

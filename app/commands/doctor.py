@@ -85,7 +85,7 @@ def _device(paths: DataPaths, problems: list[dict[str, str]]) -> dict[str, Any]:
 
     import kernels
     from app.memory import available_bytes
-    from engine.loader import pick_device
+    from engine.device import pick_device
     from engine.numeric import CACHE_NAME, cpu_name, pick_answer_format, pick_format
 
     device = pick_device("auto")

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 def model_rows(paths: DataPaths) -> list[dict[str, Any]]:
     """Every known model: what it is, whether it is here, and the budgets that fit in memory."""
     from app.memory import available_bytes
-    from engine.loader import pick_device
+    from engine.device import pick_device
     from engine.registry import known_models
 
     device = pick_device("auto")
@@ -161,8 +161,8 @@ def memory_sum(
 
 def _show(args: argparse.Namespace) -> int:
     from app.memory import available_bytes
+    from engine.device import pick_device
     from engine.errors import UnknownModel
-    from engine.loader import pick_device
     from engine.memory import fits, total
     from engine.quantisation import parse_kv_bits
     from engine.registry import find

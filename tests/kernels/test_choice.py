@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import kernels
+from kernels import choice
 from kernels.choice import backend_of, for_card
 
 
 @pytest.mark.parametrize(
-    ("capability", "triton", "name", "said"),
+    ("capability", "problem", "name", "said"),
     [
-        ((8, 6), True, "triton", "8.6"),
-        ((12, 0), True, "triton", "12.0"),
-        ((7, 5), True, "reference", "does not compile for compute capability 7.5"),
-        ((8, 9), False, "reference", "not installed"),
+        ((8, 6), None, "triton", "8.6"),
+        ((12, 0), None, "triton", "12.0"),
+        ((7, 5), None, "reference", "does not compile for compute capability 7.5"),
+        ((8, 9), "Triton is not installed", "reference", "8.9: Triton is not installed"),
     ],
 )
-def test_cards(capability: tuple[int, int], triton: bool, name: str, said: str) -> None:
-    backend = for_card(*capability, triton)
+def test_cards(capability: tuple[int, int], problem: str | None, name: str, said: str) -> None:
+    backend = for_card(*capability, problem)
     assert backend.name == name and said in backend.reason
+
+
+def test_triton_is_tried_before_it_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine without a C compiler it is installed and launches nothing."""
+
+    class Broken:
+        @property
+        def utils(self) -> None:
+            raise RuntimeError("Failed to find C compiler.\nPlease install one.")
+
+    runtime = SimpleNamespace(driver=SimpleNamespace(active=Broken()))
+    monkeypatch.setattr(choice, "find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(runtime=runtime))
+    monkeypatch.setitem(sys.modules, "triton.runtime", runtime)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
+    backend = backend_of.__wrapped__("cuda")
+    assert backend.name == "reference"
+    assert backend.reason.endswith("Triton does not start (Failed to find C compiler.)")
+    monkeypatch.setattr(Broken, "utils", object())
+    assert backend_of.__wrapped__("cuda").name == "triton"
+    monkeypatch.setattr(choice, "find_spec", lambda name: None)
+    assert "not installed" in backend_of.__wrapped__("cuda").reason
 
 
 def test_other_devices() -> None:

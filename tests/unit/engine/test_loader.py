@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine import loader, numeric
+from engine import device, loader, numeric
+from engine.device import card_problem, fallbacks, pick_device
 from engine.errors import InvalidSetting, ModelCorrupt, NotEnoughMemory, UnsupportedArchitecture
-from engine.loader import LoadedModel, load_model, pick_device
+from engine.loader import LoadedModel, load_model
 from engine.numeric import Choice
 from tests.fakes import stock_model, tiny_config
 
@@ -150,3 +152,31 @@ def test_devices_and_formats_are_checked_first(folder: Path) -> None:
         assert pick_device("auto") == "cpu"
         with pytest.raises(InvalidSetting, match="GPU"):
             pick_device("cuda")
+
+
+def test_a_card_that_torch_sees_and_cannot_compute_on_is_left_alone_and_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A GTX 10xx under a torch built for newer cards: there it is, and no kernel runs on it."""
+
+    def no_kernel(*given: Any, **named: Any) -> Any:
+        raise RuntimeError("CUDA error: no kernel image is available\nCompile with ...")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", no_kernel)
+    card_problem.cache_clear()
+    try:
+        assert pick_device("auto") == "cpu"
+        assert "no kernel image" in fallbacks("auto", "cpu")[0] and fallbacks("cpu", "cpu") == []
+        with pytest.raises(InvalidSetting, match="no kernel image is available"):
+            pick_device("cuda")
+    finally:
+        card_problem.cache_clear()
+
+
+def test_plain_kernels_on_a_card_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = "reference: plain torch attention: Triton does not compile for compute capability 7.5"
+    monkeypatch.setattr(device.kernels, "describe", lambda kind: reason)
+    assert fallbacks("auto", "cuda") == [f"Kernels: {reason}."]
+    monkeypatch.setattr(device.kernels, "describe", lambda kind: "triton: fused")
+    assert fallbacks("auto", "cuda") == []

@@ -1,0 +1,96 @@
+"""Attention as matrix products: as aten's kernel where logits are tame, and told where not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels import cpu, products, reference
+
+BF16 = torch.bfloat16
+
+
+def given(n_q: int, n_k: int, head_dim: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Two heads; keys with a bias, as models have: all logits of a query are large together."""
+    draw = torch.Generator().manual_seed(seed)
+    q = torch.randn(2, n_q, head_dim, generator=draw) * 2
+    k = torch.randn(2, n_k, head_dim, generator=draw) + 3
+    v = torch.randn(2, n_k, head_dim, generator=draw)
+    return q.to(BF16), k.to(BF16), v.to(BF16)
+
+
+def assert_close(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
+    """Within what bf16 logits near the top leave; outputs are means of values of about one."""
+    out, lse = found
+    gap = (out.float() - expected[0].float()).pow(2).mean().sqrt()
+    assert gap < 4e-3 and out.dtype == BF16
+    torch.testing.assert_close(out.float(), expected[0].float(), atol=0.06, rtol=0.02)
+    torch.testing.assert_close(lse, expected[1], atol=0.05, rtol=1e-3)
+
+
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+@pytest.mark.parametrize(("n_q", "n_k"), [(512, 512), (513, 1001), (2100, 3000)])
+def test_as_in_plain_torch(n_q: int, n_k: int, head_dim: int) -> None:
+    q, k, v = given(n_q, n_k, head_dim)
+    found = products.attend(q, k, v, head_dim**-0.5)
+    assert found is not None
+    assert_close(found, reference.attend(q, k, v, head_dim**-0.5))
+
+
+def test_logits_in_the_hundreds_keep_their_digits() -> None:
+    """Rounded to bf16 as they are they would be off by one half, and the weights by a third."""
+    q, k, v = given(512, 700, 64)
+    k = k * 8  # a bias of 24 in each of 64 dimensions
+    logits = q.float() @ k.float().transpose(1, 2) / 8
+    assert logits.abs().max() > 200
+    found = products.attend(q, k, v, 0.125)
+    assert found is not None
+    out, expected = found[0].float(), reference.attend(q, k, v, 0.125)[0].float()
+    plain = torch.softmax(logits.to(BF16).float(), -1) @ v.float()
+    wrong, error = ((x - expected).pow(2).mean().sqrt() for x in (plain, out))
+    assert error < wrong / 3, (error, wrong)
+
+
+def test_what_no_sample_shows_is_still_weighed() -> None:
+    q, k, v = given(512, 640, 64)
+    k[:, 13] = 9.0  # no multiple of the sampling step
+    found = products.attend(q, k, v, 0.125)
+    assert found is not None
+    assert_close(found, reference.attend(q, k, v, 0.125))
+
+
+def test_a_weight_that_cannot_be_held_is_told_and_the_fused_kernel_serves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    q, k, v = given(512, 640, 64)
+    k[:, 13] = q[:, 5] * 40  # far above everything sampled
+    assert products.attend(q, k, v, 0.125) is None
+    monkeypatch.setattr(cpu, "products_win", lambda: True)
+    out, lse = cpu.attend(q, k, v, 0.125)
+    expected, expected_lse = reference.attend(q, k, v, 0.125)
+    torch.testing.assert_close(out.float(), expected.float(), atol=0.02, rtol=0.02)
+    torch.testing.assert_close(lse, expected_lse, atol=1e-2, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "n_q", "n_k", "asked"),
+    [
+        (BF16, 512, 512, True),
+        (BF16, 511, 4096, False),
+        (BF16, 4096, 511, False),
+        (torch.float32, 512, 512, False),
+    ],
+)
+def test_only_long_queries_in_bf16_take_this_way(
+    dtype: torch.dtype, n_q: int, n_k: int, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def counted(*given: object) -> None:
+        calls.append(given)
+
+    monkeypatch.setattr(cpu, "products_win", lambda: True)
+    monkeypatch.setattr(products, "attend", counted)
+    cpu.attend(*(x.to(dtype) for x in given(n_q, n_k, 64)), 0.125)
+    assert bool(calls) is asked
