@@ -7,6 +7,7 @@ decided when they are read.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +19,7 @@ from engine.geometry import ModelGeometry
 from engine.quantisation import QuantConfig
 from engine.rotary import Rotary
 from engine.rows import Rows
+from engine.splits import settled_counts
 from kernels.quantise import frame_of
 
 if TYPE_CHECKING:
@@ -72,18 +74,27 @@ class LayerCache:
         """The rows that belong to one head."""
         return slice(self.offsets[head], self.offsets[head + 1])
 
-    def settled(self, before: int, quant: QuantConfig) -> LayerCache:
-        """This layer with every entry at a position below `before` quantised.
+    @property
+    def head_positions(self) -> list[Tensor]:
+        """Positions of each head's entries, ascending."""
+        return [self.positions[self.rows(head)] for head in range(len(self.lengths))]
+
+    def settled(self, n: Sequence[int], quant: QuantConfig) -> LayerCache:
+        """This layer with the first n entries of each head quantised.
 
         The keys' frame must be there (engine.rows); what is quantised already stays as it is.
         """
-        n = [
-            int(torch.searchsorted(self.positions[self.rows(head)], before))
-            for head in range(len(self.lengths))
-        ]
         keys = self.keys if quant.k_bits == 16 else self.keys.settled(n, quant.k_bits)
         values = self.values if quant.v_bits == 16 else self.values.settled(n, quant.v_bits)
         return replace(self, keys=keys, values=values)
+
+
+def settled_layers(
+    layers: Sequence[LayerCache], before: int, quant: QuantConfig
+) -> list[LayerCache]:
+    """Layers with every entry at a position below `before` quantised."""
+    counts = settled_counts([layer.head_positions for layer in layers], before)
+    return [layer.settled(n, quant) for layer, n in zip(layers, counts, strict=True)]
 
 
 @dataclass
@@ -172,7 +183,8 @@ class DocCache:
                 keys = layer.keys
                 rows = [keys.floats(h, keys.fine.dtype) for h in range(len(layer.lengths))]
                 layer = replace(layer, keys=replace(keys, frame=frame_of(rows)))
-            layers.append(layer.settled(quant.settled_before(self.n_seen, last=True), quant))
+            layers.append(layer)
+        layers = settled_layers(layers, quant.settled_before(self.n_seen, last=True), quant)
         return replace(self, layers=layers, quant=quant, _readable=[])
 
     def view(self) -> CacheView:

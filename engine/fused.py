@@ -71,7 +71,7 @@ class FusedLayer:
 def _places(cache: DocCache, layer: LayerCache) -> list[Tensor]:
     """Where each head's keys are turned to."""
     if cache.positions_mode == "original":
-        return [layer.positions[layer.rows(head)] for head in range(len(layer.lengths))]
+        return layer.head_positions
     device = layer.positions.device
     return [torch.arange(n, dtype=torch.int32, device=device) for n in layer.lengths]
 

@@ -85,7 +85,9 @@ def available_memory(device: str = "cpu") -> int:
         import torch
 
         free, _ = torch.cuda.mem_get_info(torch.device(device))
-        return int(free)
+        # What torch has taken from the card and holds for its next tensors can be had as well.
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free) + unused
     return min(_system_available(), *_container_rooms())
 
 

@@ -21,6 +21,7 @@ from engine.cache import (
     attend_within,
     pack,
     rotate_group,
+    settled_layers,
 )
 from engine.errors import InvalidSetting, PrefillStopped
 from engine.eviction import EvictionConfig, HeadEntries, compact_ceiling, select
@@ -29,6 +30,7 @@ from engine.quantisation import QuantConfig
 from engine.refit import References, refitted, set_aside
 from engine.rows import Rows
 from engine.scoring import LayerStep, Scorer, group_mean
+from engine.splits import Split, settled_counts, splits_of
 from engine.trunk import hidden_after
 from kernels.quantise import frame_of
 
@@ -204,7 +206,7 @@ def read_chunk(
     layers = pruned(cache, None, config.eviction, last=last, ceiling=ceiling).layers
     if config.quant.on:
         before = config.quant.settled_before(cache.n_seen, last=last)
-        layers = [layer.settled(before, config.quant) for layer in layers]
+        layers = settled_layers(layers, before, config.quant)
     cache.layers = layers
 
 
@@ -302,23 +304,29 @@ class ChunkStore:
 
     def evict(self, config: EvictionConfig, *, last: bool, ceiling: int | None) -> None:
         """Append the chunk to the cache and drop what the budget does not hold."""
-        n_heads = self.cache.geometry.n_kv_heads
         new_positions = self.positions.to(torch.int32)
         entries = []
         for layer, scores in zip(self.cache.layers, self._scores, strict=True):
-            places = [
-                torch.cat([layer.positions[layer.rows(h)], new_positions]) for h in range(n_heads)
-            ]
+            places = [torch.cat([old, new_positions]) for old in layer.head_positions]
             entries.append([HeadEntries(s, p) for s, p in zip(scores, places, strict=True)])
         chosen = select(entries, config, self.cache.n_seen, last=last, ceiling=ceiling)
+        quant, n_read = self.cache.quant, self.cache.n_seen
+        positions = [
+            [e.positions[index] for e, index in zip(heads, row, strict=True)]
+            for heads, row in zip(entries, chosen, strict=True)
+        ]
+        # Before anything moves: the device is asked once for all layers.
+        splits = list(splits_of(self.cache.layers, chosen))
+        settled = list(settled_counts(positions, quant.settled_before(n_read, last=last)))
         for number, row in enumerate(chosen):
             values = self._refitted(number, row) if self._references else None
             self._lay_frame(number)
-            kept = self._gathered(number, row, entries[number])
+            scores = [e.scores[i] for e, i in zip(entries[number], row, strict=True)]
+            kept = self._gathered(number, row, splits[number], positions[number], scores)
             if values is not None:
                 values = stored(values, kept.values.fine.dtype)
                 kept.values = Rows.of_floats(values, kept.offsets)
-            self.cache.layers[number] = self._settled(kept, last)
+            self.cache.layers[number] = kept.settled(settled[number], quant) if quant.on else kept
             if self._references:
                 self._references[number] = (None, torch.empty(0))
             self._new[number] = (torch.empty(0), torch.empty(0))  # free the chunk as we go
@@ -344,30 +352,26 @@ class ChunkStore:
         return torch.cat(found)
 
     def _gathered(
-        self, number: int, chosen: list[Tensor], entries: list[HeadEntries]
+        self,
+        number: int,
+        chosen: list[Tensor],
+        splits: tuple[list[Split], list[Split]],
+        positions: list[Tensor],
+        scores: list[Tensor],
     ) -> LayerCache:
         layer, (new_k, new_v) = self.cache.layers[number], self._new[number]
-        pairs = list(zip(entries, chosen, strict=True))
         return LayerCache(
-            layer.keys.taken(chosen, new_k),
-            layer.values.taken(chosen, new_v),
-            torch.cat([e.positions[i] for e, i in pairs]),
-            torch.cat([e.scores[i] for e, i in pairs]),
+            layer.keys.taken(chosen, splits[0], new_k),
+            layer.values.taken(chosen, splits[1], new_v),
+            torch.cat(positions),
+            torch.cat(scores),
         )
-
-    def _settled(self, layer: LayerCache, last: bool) -> LayerCache:
-        """A layer after its eviction, with what has fallen behind the newest tokens quantised."""
-        quant = self.cache.quant
-        if not quant.on:
-            return layer
-        n_read = int(self.positions[-1]) + 1
-        return layer.settled(quant.settled_before(n_read, last=last), quant)
 
     def _lay_frame(self, number: int) -> None:
         """Fix the keys' frame, by the first chunk that holds more than the newest tokens."""
         layer, quant = self.cache.layers[number], self.cache.quant
-        n_read = int(self.positions[-1]) + 1
-        if quant.k_bits == 16 or layer.keys.frame is not None or n_read <= quant.recent_tokens:
+        unsettled = self.cache.n_seen <= quant.recent_tokens
+        if quant.k_bits == 16 or layer.keys.frame is not None or unsettled:
             return
         fine = layer.keys.fine.dtype
         old = [layer.keys.floats(head, fine) for head in range(len(layer.lengths))]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engine.cache import DocCache, LayerCache
 from engine.eviction import EvictionConfig, HeadEntries, select
+from engine.splits import Split, splits_of
 
 
 def pruned(
@@ -34,9 +35,10 @@ def pruned(
         for number, layer in enumerate(cache.layers)
     ]
     chosen = select(entries, config, cache.n_seen, last=last, ceiling=ceiling)
+    splits = splits_of(cache.layers, chosen)
     layers = [
-        _gathered(layer, row, [e.scores for e in heads])
-        for layer, row, heads in zip(cache.layers, chosen, entries, strict=True)
+        _gathered(layer, row, sides, [e.scores for e in heads])
+        for layer, row, sides, heads in zip(cache.layers, chosen, splits, entries, strict=True)
     ]
     return replace(cache, layers=layers, _readable=[])
 
@@ -47,8 +49,13 @@ def _row(
     return layer.scores[layer.rows(head)] if scores is None else scores[number][head]
 
 
-def _gathered(layer: LayerCache, chosen: list[Tensor], scores: list[Tensor]) -> LayerCache:
+def _gathered(
+    layer: LayerCache,
+    chosen: list[Tensor],
+    splits: tuple[list[Split], list[Split]],
+    scores: list[Tensor],
+) -> LayerCache:
     kept = torch.cat([s[rows] for s, rows in zip(scores, chosen, strict=True)])
     index = torch.cat([rows + layer.offsets[head] for head, rows in enumerate(chosen)])
-    keys, values = layer.keys.taken(chosen), layer.values.taken(chosen)
+    keys, values = layer.keys.taken(chosen, splits[0]), layer.values.taken(chosen, splits[1])
     return LayerCache(keys, values, layer.positions[index], kept)

@@ -81,9 +81,14 @@ def take_rotary(decoder: Any) -> Rotary:
     if parameters.get("rope_type") == "longrope":
         from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-        inv_freq, scaling = ROPE_INIT_FUNCTIONS["longrope"](
-            decoder.config, inv_freq.device, seq_len=int(decoder.config.max_position_embeddings)
+        # On the CPU whatever the device: a card's powers differ in the last bit, and the digest is
+        # of all bits, so that a session would open only where it was read.
+        long_freq, scaling = ROPE_INIT_FUNCTIONS["longrope"](
+            decoder.config,
+            torch.device("cpu"),
+            seq_len=int(decoder.config.max_position_embeddings),
         )
+        inv_freq = long_freq.to(inv_freq.device)
     rotary = Rotary(inv_freq, scaling)
     decoder.rotary_emb = IdentityRotary(rotary.rotary_dim)
     return rotary

@@ -14,6 +14,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+from engine.splits import Split
 from kernels import from_codes, to_codes
 from kernels.quantise import Codes, Frame, into_frame, out_of_frame
 
@@ -76,26 +77,27 @@ class Rows:
             return rows.reshape(n_heads, self._length(first), self.fine.shape[1])
         return torch.stack([self.floats(h, dtype) for h in range(first, first + n_heads)])
 
-    def taken(self, chosen: Sequence[Tensor], new: Tensor | None = None) -> Rows:
+    def taken(
+        self, chosen: Sequence[Tensor], splits: Sequence[Split], new: Tensor | None = None
+    ) -> Rows:
         """The rows that stay, per head by ascending index; fine ones stay fine, codes stay codes.
 
-        new  [n_heads, n, head_dim] in the storage dtype: rows that come after the head's own, and
-             that indices from the head's length on mean
+        splits  of engine.splits for this side: how many of the chosen are codes, and old rows
+        new     [n_heads, n, head_dim] in the storage dtype: rows that come after the head's own,
+                and that indices from the head's length on mean
         """
-        fine, coded, n_coded = [], [], []
-        for head, index in enumerate(chosen):
+        fine, coded = [], []
+        n_coded: list[int] = []
+        for head, (index, (split, rest)) in enumerate(zip(chosen, splits, strict=True)):
             m, length = self.n_coded[head], self._length(head)
             if m:
-                split, rest = torch.searchsorted(index, index.new_tensor([m, length])).tolist()
                 coded.append(index[:split] + self.codes_of(head).start)
-            else:
-                split, rest = 0, int(torch.searchsorted(index, length))
             n_coded.append(split)
             fine.append(self.fine[index[split:rest] - m + self.fine_of(head).start])
             if new is not None:
                 fine.append(new[head][index[rest:] - length])
         offsets = tuple(accumulate(map(len, chosen), initial=0))
-        codes = self.codes[torch.cat(coded)] if self.codes is not None and sum(n_coded) else None
+        codes = self.codes[torch.cat(coded)] if self.codes is not None and any(n_coded) else None
         return Rows(torch.cat(fine), offsets, tuple(n_coded), codes, self.frame)
 
     def settled(self, n_settled: Sequence[int], bits: int) -> Rows:

@@ -262,7 +262,7 @@ def _rebuilt(manifest: dict[str, Any], tensors: dict[str, Tensor], model: Loaded
             layers,
             tensors["token_ids"],
             None if last is None else last.float(),
-            {k.removeprefix("scorer."): t for k, t in tensors.items() if k.startswith("scorer.")},
+            _scorer_state(tensors, device),
             QuantConfig(bits["keys"], bits["values"], quant["recent_tokens"]),
         )
         cache.check()
@@ -274,6 +274,12 @@ def _rebuilt(manifest: dict[str, Any], tensors: dict[str, Tensor], model: Loaded
     if cache.n_seen != manifest["n_seen"] or ids_sum != manifest["token_ids_sha256"]:
         raise SnapshotCorrupt(_STATE_FILE, "holds other token ids than the manifest says")
     return cache
+
+
+def _scorer_state(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """What the scorer goes on from, where the layers are: it adds the next chunk to it."""
+    own = "scorer."
+    return {k.removeprefix(own): t.to(device) for k, t in tensors.items() if k.startswith(own)}
 
 
 def replace_folder(new: Path, place: Path) -> None:

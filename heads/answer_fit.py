@@ -367,7 +367,7 @@ class _Run:
 
 
 def _copy_of(head: RetainingHead, model: LoadedModel) -> RetainingHead:
-    with torch.random.fork_rng():  # the start values are overwritten at once
+    with torch.random.fork_rng(devices=[]):  # the start values are overwritten at once
         copy = RetainingHead(model.geometry, head.w1.shape[1])
     copy.load_state_dict({n: p.detach().float() for n, p in head.state_dict().items()})
     return copy

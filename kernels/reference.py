@@ -10,11 +10,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_ROWS = 512
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Every query sees every key. Computed in fp32."""
-    logits = torch.matmul(q.float(), k.float().transpose(-1, -2)) * scale
-    return _finish(logits, q, v)
+    """Every query sees every key. Computed in fp32, some query rows at a time: logits are large."""
+    keys, values = k.float().transpose(-1, -2), v.float()
+    parts = [
+        _finish(torch.matmul(rows.float(), keys) * scale, rows, values)
+        for rows in q.split(_ROWS, dim=-2)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat([out for out, _ in parts], dim=-2), torch.cat(
+        [lse for _, lse in parts], dim=-1
+    )
 
 
 def attend_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:

@@ -97,6 +97,9 @@ def test_the_plain_version_is_one_softmax_under_a_mask() -> None:
         Case(96, 129, 1, BF16, (3,)),
         Case(256, 66, 4, F16, (63, 257)),
         Case(80, 33, 2, F32, (1, 2)),
+        Case(64, 63, 7, BF16, (257, 1)),
+        Case(128, 63, 6, F16, (63,)),
+        Case(256, 63, 5, BF16, (1,)),
     ],
     ids=str,
 )
@@ -140,6 +143,10 @@ def test_it_compiles_for_every_card_within_its_means() -> None:
         Case(64, 9, 4, F16, (5, 6)),
         Case(128, 9, 4, BF16, (5, 6)),
         Case(256, 9, 4, BF16, (5, 6)),
+        Case(64, 9, 7, BF16, (5, 6)),  # the default model
+        Case(64, 9, 7, BF16, None),
+        Case(96, 9, 1, F16, (5, 6)),
+        Case(128, 9, 4, F16, None),
     ]
     launches = [
         launch

@@ -118,6 +118,8 @@ def assert_same(case: Case, q: Tensor, entries: RaggedEntries) -> None:
         Case(64, 41, 8, 4, BF16, 2),
         Case(128, 40, 4, 4, F16, 1, lengths=(70, 0)),
         Case(64, 2, 8, 8, F32, 2, lengths=(0, 0)),
+        Case(96, 6, 8, 4, BF16, 2),
+        Case(256, 7, 8, 8, F16, 2),
     ],
     ids=str,
 )
@@ -188,6 +190,8 @@ def test_it_compiles_for_every_card_within_its_means() -> None:
     cases = [
         Case(64, 7, 16, 16, F16, 4),
         Case(64, 7, 2, 2, BF16, 4, compact=True),
+        Case(64, 7, 8, 4, BF16, 4),  # the default model, as documents are kept
+        Case(96, 1, 8, 4, BF16, 4),
         Case(128, 64, 16, 16, BF16, 4),
         Case(128, 4, 8, 4, BF16, 4),
         Case(256, 8, 16, 16, BF16, 4),

@@ -109,6 +109,8 @@ def test_our_head(sizes: Ours) -> None:
         Locret(1, 2, 7, 64, 160, BF16),
         Locret(63, 1, 8, 96, 256, F16),
         Locret(63, 2, 1, 128, 300, F32),
+        Locret(63, 1, 3, 256, 160, BF16),
+        Locret(1, 2, 6, 128, 160, F16),
     ],
     ids=str,
 )
@@ -140,12 +142,12 @@ def test_what_lies_beside_a_row_is_not_read() -> None:
 def test_it_compiles_for_every_card() -> None:
     locret = Locret(64, 8, 4, 128, 1024, BF16).inputs()
     launches = recorded([fused.score_rows], lambda: fused.locret_scores(*locret, "silu"))
-    for dtype in (F16, F32):
+    for dtype in (BF16, F16, F32):
         ours = Ours(64, 896, 256, 2, dtype).inputs()
         launches += recorded([fused.score_rows], lambda: fused.retaining_scores(*ours))
     launches = [replace(x, constexprs={**x.constexprs, "AS_FLOAT": False}) for x in launches]
     compiled = compile_all(launches)
-    assert len(compiled) == 3 * 5
+    assert len(compiled) == 4 * 5
     for launch, capability, made in compiled:
         assert made.cubin_bytes > 0 and made.shared_bytes <= SHARED_LIMIT[capability], launch
         assert made.spill_bytes <= SPILLS, (launch, capability, made)

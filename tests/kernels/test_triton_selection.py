@@ -63,6 +63,8 @@ CASES = [
     ([20, 31], "ties", 51, 10**6),
     ([20, 31], "plain", 1000, None),
     ([1300, 20], "ties", 700, None),
+    ([257, 1, 63], "plain", 200, None),
+    ([257, 63], "ties", 130, 90),
 ]
 
 
@@ -113,6 +115,7 @@ def parts(rows: LayerRows) -> list[Tensor]:
         (257, 128, 16, 16, torch.float16),
         (257, 80, 8, 4, torch.float32),
         (63, 96, 2, 16, torch.bfloat16),
+        (257, 256, 8, 4, torch.float16),
     ],
 )
 def test_the_same_rows_move(

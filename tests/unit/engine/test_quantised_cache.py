@@ -259,7 +259,7 @@ def test_a_refit_of_quantised_values_is_refused() -> None:
 def test_a_head_without_rows_is_no_trouble() -> None:
     rows = Rows.of_floats(torch.randn(5, 16), (0, 0, 5)).settled([0, 3], 4)
     assert rows.n_coded == (0, 3) and rows.floats(0, torch.float32).shape == (0, 16)
-    none = rows.taken([torch.empty(0, dtype=torch.int64), torch.tensor([4])])
+    none = rows.taken([torch.empty(0, dtype=torch.int64), torch.tensor([4])], [(0, 0), (0, 1)])
     none.check(16)
     assert len(none) == 1 and none.codes is None
 
