@@ -1,11 +1,14 @@
 """The gate before every figure: fast ways against plain ones, on a few tokens.
 
-Kernels against kernels.reference on random inputs of odd sizes; then the model itself, read in
-chunks, and asked on a view, against one un-chunked, un-pruned reading.
+Kernels against kernels.reference on random inputs of odd sizes, and those that store, choose and
+score against the plain ones; then the model itself, read in chunks, and asked on a view, against
+one un-chunked, un-pruned reading; and asked on a cache of codes, against plain attention over them.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +17,8 @@ from torch import Tensor
 import kernels
 from app.benchmarks.errors import ParityRed
 from app.benchmarks.figures import figure
-from kernels import reference
+from kernels import quantise as codes_of_rows
+from kernels import reference, retaining, selection
 
 if TYPE_CHECKING:
     from engine.loader import LoadedModel
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
 
 N_TOKENS = 64
 CHUNK_TOKENS = 24  # leaves a shorter last chunk
+N_LONG = 523  # queries from which a CPU may take another way
 N_DOCUMENT = 40  # of which the rest is asked, all but one token at once
 # Largest difference as a share of the plain result's range.
 TOLERANCE_FP32 = 1e-3
@@ -34,7 +39,13 @@ def check(model: LoadedModel) -> dict[str, float | None]:
     Raises ParityRed, naming the first comparison that fails.
     """
     tolerance = TOLERANCE_FP32 if model.weights == "fp32" else TOLERANCE_16_BIT
-    found = {"kernels": _kernels(model), "chunked": _chunked(model), "view": _view(model)}
+    found = {
+        "kernels": _kernels(model),
+        "stored": _stored(model),
+        "chunked": _chunked(model),
+        "view": _view(model),
+        "coded": _coded(model),
+    }
     for name, worst in found.items():
         if not worst <= tolerance:
             raise ParityRed(
@@ -67,7 +78,42 @@ def _kernels(model: LoadedModel) -> float:
     joined = kernels.merge(*fast, *fast_own)
     joined_plain = reference.merge(*plain, *plain_own)
     pairs = [(fast, plain), (fast_own, plain_own), (joined, joined_plain)]
+    many, long_k, long_v = drawn(N_LONG), drawn(N_LONG + 5), drawn(N_LONG + 5)
+    pairs.append(
+        (kernels.attend(many, long_k, long_v, scale), reference.attend(many, long_k, long_v, scale))
+    )
     return _worst([difference(a, b) for f, p in pairs for a, b in zip(f, p, strict=True)])
+
+
+def _stored(model: LoadedModel) -> float:
+    """Quantising, choosing what stays and a head's scores, against the plain versions."""
+    generator = torch.Generator().manual_seed(2)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(model.device)
+
+    worst = []
+    rows = drawn(131, model.geometry.head_dim)
+    for bits in (8, 4, 2):
+        found = kernels.from_codes(kernels.to_codes(rows, bits), torch.float32)
+        plain = codes_of_rows.dequantise(codes_of_rows.quantise(rows, bits), torch.float32)
+        worst.append(difference(found, plain))
+    lengths = [257, 0, 63, 1]
+    offsets = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=model.device)
+    places = torch.cat([torch.arange(n, dtype=torch.int32) for n in lengths]).to(model.device)
+    floors = torch.full((len(lengths),), 5, dtype=torch.int32, device=model.device)
+    given = (drawn(sum(lengths)), places, offsets, places < 4, floors, 150, 120)
+    same = torch.equal(kernels.keep_mask(*given), selection.keep_mask(*given))
+    worst.append(0.0 if same else float("inf"))
+    width, n_heads = 64, model.geometry.n_kv_heads
+    hidden = drawn(33, model.geometry.hidden_size).to(model.compute_dtype)
+    weights = (
+        drawn(width, model.geometry.hidden_size) * 0.05, drawn(width),
+        drawn(n_heads, width) * 0.1, drawn(n_heads),
+    )  # fmt: skip
+    scores = kernels.retaining_scores(hidden, *weights)
+    worst.append(difference(scores, retaining.retaining_scores(hidden, *weights)))
+    return _worst(worst)
 
 
 def _worst(values: list[float]) -> float:
@@ -120,3 +166,19 @@ def _view(model: LoadedModel) -> float:
     view = document.view()
     forward(model, view, ids[N_DOCUMENT:-1])
     return difference(forward(model, view, ids[-1:]), _whole(model))
+
+
+def _coded(model: LoadedModel) -> float:
+    """A question on a cache of codes, by this device's kernels and by plain attention."""
+    from engine.generate import forward
+    from engine.prefill import prefill
+    from engine.quantisation import QuantConfig
+    from engine.scorers.recency import RecencyScorer
+
+    ids = _ids(model)
+    config = replace(_config(CHUNK_TOKENS, model), quant=QuantConfig(8, 4, recent_tokens=8))
+    document = prefill(model, ids[:N_DOCUMENT], config, RecencyScorer())
+    found = forward(model, document.view(), ids[N_DOCUMENT:])
+    with kernels.force("reference"):
+        plain = forward(model, replace(document, _readable=[]).view(), ids[N_DOCUMENT:])
+    return difference(found, plain)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import kernels
-from app.benchmarks import ceilings, decode, ingest, synthetic
+from app.benchmarks import ceilings, decode, ingest, parity, synthetic
 from app.benchmarks.bench import Bench, Request
 from app.benchmarks.flops import reading_flops
 from app.cli import main
@@ -255,6 +255,33 @@ def test_red_parity_prints_no_figure(
     monkeypatch.setattr(name, wrong)
     code, out, err = benched(capsys, "ingest", "--lengths", "256", *more)
     assert code == 1 and out == "" and "Parity is red: kernels" in err
+
+
+def a_little_more(x: torch.Tensor) -> torch.Tensor:
+    return 1.01 * x if x.is_floating_point() else ~x
+
+
+@pytest.mark.parametrize("name", ["from_codes", "keep_mask", "retaining_scores"])
+@pytest.mark.parametrize("benchmark", ["restore", "decode"])
+def test_what_stores_chooses_and_scores_is_looked_at_too(
+    benchmark: str, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = getattr(kernels, name)
+    monkeypatch.setattr(kernels, name, lambda *given: a_little_more(right(*given)))
+    code, out, err = benched(capsys, benchmark, "--lengths", "256")
+    assert code == 1 and out == "" and "Parity is red: stored" in err
+
+
+def test_attention_over_codes_is_held_against_the_plain_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model: Any = tiny_loaded()
+    assert parity._coded(model) < 1e-5
+    right = kernels.cpu.attend
+    monkeypatch.setattr(
+        "kernels.cpu.attend", lambda *given: (1.1 * right(*given)[0], right(*given)[1])
+    )
+    assert parity._coded(model) > 1e-3
 
 
 @pytest.mark.parametrize("part", ["chunked", "view"])
