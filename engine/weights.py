@@ -78,7 +78,7 @@ def choose_weights(
     import torch
 
     major, minor = torch.cuda.get_device_capability()
-    compute = "bf16" if major >= 8 else "fp32"
+    compute = card_format((major, minor))
     capability = f"GPU of compute capability {major}.{minor}"
     if weights in ("fp32", "bf16"):
         return WeightChoice(weights, weights, f"{weights} as asked, on a {capability}.")
@@ -95,6 +95,11 @@ def choose_weights(
         compute,
         f"Weights in nf4: {compute} would take {need / 2**30:.1f} GiB of the GPU's memory.",
     )
+
+
+def card_format(capability: tuple[int, int]) -> str:
+    """What a card computes in: bf16 from compute capability 8 on, else fp32."""
+    return "bf16" if capability[0] >= 8 else "fp32"
 
 
 def _choose_on_cpu(

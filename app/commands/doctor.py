@@ -85,20 +85,24 @@ def _device(paths: DataPaths, problems: list[dict[str, str]]) -> dict[str, Any]:
 
     import kernels
     from app.memory import available_bytes
-    from engine.device import pick_device
+    from engine.device import card_problem, pick_device
     from engine.numeric import CACHE_NAME, cpu_name, pick_answer_format, pick_format
 
     device = pick_device("auto")
     cache = paths.models / CACHE_NAME if paths.models.is_dir() else None
-    choice = pick_format(cache)
-    answers = pick_answer_format(cache)
+    if device == "cuda":
+        compute, answers = _card_formats()
+    else:
+        choice, packed = pick_format(cache), pick_answer_format(cache)
+        compute = {"name": choice.name, "reason": choice.reason, "gflops": choice.gflops}
+        answers = {"name": packed.name, "reason": packed.reason}
     values: dict[str, Any] = {
         "device": device,
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "memory_available_bytes": available_bytes("cpu"),
-        "compute_format": {"name": choice.name, "reason": choice.reason, "gflops": choice.gflops},
-        "answer_format": {"name": answers.name, "reason": answers.reason},
+        "compute_format": compute,
+        "answer_format": answers,
         "kernels": kernels.describe(device),
     }
     if device == "cuda":
@@ -111,11 +115,24 @@ def _device(paths: DataPaths, problems: list[dict[str, str]]) -> dict[str, Any]:
     elif _has_nvidia_driver():
         problems.append(
             {
-                "what": "There is an NVIDIA driver, but this torch build cannot use the GPU.",
+                "what": "There is an NVIDIA driver, but this torch build cannot use the GPU: "
+                f"{card_problem()}.",
                 "repair": "Delete the folder .venv and run `python launch.py` again.",
             }
         )
     return values
+
+
+def _card_formats() -> tuple[dict[str, Any], dict[str, Any]]:
+    """What reading and answering compute in on a card (engine.weights, engine.decoding)."""
+    import torch
+
+    from engine.weights import card_format
+
+    capability = torch.cuda.get_device_capability()
+    reason = f"of a card of compute capability {capability[0]}.{capability[1]}"
+    compute = {"name": card_format(capability), "reason": reason, "gflops": {}}
+    return compute, {"name": "stock", "reason": "the model's own modules, on the card"}
 
 
 def _has_nvidia_driver() -> bool:

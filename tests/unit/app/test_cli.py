@@ -6,10 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+import kernels
 from app.cli import build_parser, main
 from app.commands.common import page_range
 from app.progress import ProgressLine, RateMeter, clock_text
@@ -213,10 +216,39 @@ def test_doctor_reports_versions_device_and_repairs(
     code, report, _ = ask(capsys, "doctor", "--json")
     assert code == 0
     assert report["versions"]["torch"] and report["versions"]["sqlite-utils"]
-    assert report["device"] in ("cpu", "cuda") and report["kernels"]
+    assert report["device"] in ("cpu", "cuda")
+    assert report["kernels"] == kernels.describe(report["device"])
     assert report["compute_format"]["reason"] == "said by the test"
     assert any("default model" in problem["what"] for problem in report["problems"])
     assert all(problem["repair"] for problem in report["problems"])
+
+
+def test_doctor_prints_the_kernels_and_why(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_tiny_model(monkeypatch)
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    found = [line for line in lines if line.startswith("Kernels ")]
+    assert len(found) == 1 and "log-sum-exp" in found[0]
+
+
+def test_doctor_on_a_card_says_what_the_card_computes_in(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_tiny_model(monkeypatch)
+    card = SimpleNamespace(name="A card", total_memory=12 << 30)
+    monkeypatch.setattr("engine.device.pick_device", lambda device: "cuda")
+    monkeypatch.setattr("kernels.describe", lambda device: "reference: Triton does not start")
+    monkeypatch.setattr("app.memory.available_bytes", lambda device: 10 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    code, report, _ = ask(capsys, "doctor", "--json")
+    assert code == 0 and report["gpu"]["name"] == "A card"
+    assert report["compute_format"]["name"] == "fp32"
+    assert "7.5" in report["compute_format"]["reason"]
+    assert report["answer_format"]["name"] == "stock"
+    assert report["kernels"] == "reference: Triton does not start"
 
 
 def test_models_says_what_is_here_and_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
