@@ -288,7 +288,7 @@ def _ours(
     first = tensors.get("w1" if kind == "retaining" else "fc1")
     if kind not in ("retaining", "locret") or first is None or first.dim() != 3:
         raise ScorerUnavailable(f"{path.name} holds no retaining heads of a known kind.")
-    with torch.random.fork_rng(devices=[]):  # the start values are overwritten at once
+    with torch.device("meta"):  # no start values: the file's take their place
         head: LocretHead | RetainingHead = (
             RetainingHead(geometry, first.shape[1])
             if kind == "retaining"
@@ -324,7 +324,7 @@ def _published(
         raise ScorerUnavailable(f"The layers in {path.name} differ in size: {error}") from error
     activation = str(getattr(model.model.config, "hidden_act", "silu"))
     width = stacked["fc1"].shape[1] if stacked["fc1"].dim() == 3 else 1  # 1 fits no file
-    with torch.random.fork_rng(devices=[]):
+    with torch.device("meta"):
         head = LocretHead(model.geometry, width, activation)
     _fill(path, head, stacked)
     return head, HeadCard(base_model=model.name, label="cis", data="published")
@@ -343,7 +343,7 @@ def _fill(path: Path, head: nn.Module, tensors: dict[str, Tensor]) -> None:
             )
         if not bool(torch.isfinite(theirs).all()):
             raise ScorerUnavailable(f"{path.name} is damaged: {name} is not finite.")
-        ours.data = theirs.float()
+        setattr(head, name, nn.Parameter(theirs.float()))
 
 
 def head_digest(head: nn.Module) -> str:

@@ -8,6 +8,7 @@ import pickle
 from collections import OrderedDict
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from torch import Tensor
 from engine.errors import InvalidSetting, PrefillStopped, ScorerUnavailable
 from engine.eviction import EvictionConfig, Profile
 from engine.prefill import PrefillConfig, prefill
+from engine.registry import find
 from engine.scoring import LayerStep
 from engine.snapshot import load_snapshot, save_snapshot
 from heads.retaining import (
@@ -281,6 +283,32 @@ def written(table: Any, path: Path) -> Path:
     else:
         save_file(dict(table), path)
     return path
+
+
+def test_a_published_file_of_its_true_size_is_read(tmp_path: Path) -> None:
+    """Llama-3.1-8B's: 32 layers of [1024, 6144] and [8, 1024], 400 MB in bf16."""
+    spec = find("llama-3.1-8b")
+    assert spec is not None
+    config = SimpleNamespace(hidden_act="silu")
+    model: Any = SimpleNamespace(
+        name=spec.name, geometry=spec.geometry, model=SimpleNamespace(config=config), device="cpu"
+    )
+    row = torch.randn(1, 6144).bfloat16()
+    table = {
+        f"model.layers.{layer}.self_attn.{name}.weight": (row[:, : shape[1]] * layer).repeat(
+            shape[0], 1
+        )
+        for layer in range(32)
+        for name, shape in (("fc1", (1024, 6144)), ("fc2", (8, 1024)))
+    }
+    file = written(table, tmp_path / "heads.bin")
+    assert file.stat().st_size > 400_000_000
+    head = load_heads(file, model).head
+    assert isinstance(head, LocretHead)
+    assert head.fc1.shape == (32, 1024, 6144) and head.fc2.shape == (32, 8, 1024)
+    for layer in (0, 17, 31):
+        assert torch.equal(head.fc1[layer, 500], (row[0] * layer).float())
+        assert torch.equal(head.fc2[layer, 7], (row[0, :1024] * layer).float())
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
