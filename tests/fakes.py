@@ -65,16 +65,18 @@ def stock_model(config: Any, seed: int = 0) -> Any:
     return model.float().eval().requires_grad_(False)
 
 
-def tiny_model(family: str = "llama", seed: int = 0, **changes: Any) -> TinyModel:
-    """A tiny model ready for the engine."""
-    return ready(stock_model(tiny_config(family, **changes), seed))
+def tiny_model(
+    family: str = "llama", seed: int = 0, device: str = "cpu", **changes: Any
+) -> TinyModel:
+    """A tiny model ready for the engine; the same weights on every device."""
+    return ready(stock_model(tiny_config(family, **changes), seed), device)
 
 
-def ready(stock: Any) -> TinyModel:
+def ready(stock: Any, device: str = "cpu") -> TinyModel:
     """A copy of a stock model, prepared for the engine; the original is left as it is."""
-    model = copy.deepcopy(stock)
+    model = copy.deepcopy(stock).to(device)
     rotary = prepare(model)
-    return TinyModel(model, geometry_of(model.config), rotary)
+    return TinyModel(model, geometry_of(model.config), rotary, device=device)
 
 
 def tokens(n: int, seed: int = 0, vocab: int = 97) -> list[int]:
