@@ -33,7 +33,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tenso
 
 def _one_head(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """q [n_q, d], k and v [n_k, d] -> output [n_q, d] in bf16 and log-sum-exp [n_q] fp32."""
-    n_q, dim = q.shape
+    n_q = len(q)
     n_k = len(k)
     in_twos = scale * math.log2(math.e)  # 2 ** x is cheaper than e ** x
     shift = torch.mm(q, k[::SAMPLE_EVERY].T).amax(-1, keepdim=True)

@@ -25,8 +25,8 @@ if aot.interpret_without_gpu() != "cpu":
     reason = "interprets on the CPU; on a card test_engine_on_a_card has the engine run there"
     pytest.skip(reason, allow_module_level=True)
 
-import kernels  # noqa: E402
-from kernels import (  # noqa: E402
+import kernels
+from kernels import (
     triton_chunk,
     triton_quantise,
     triton_retaining,
