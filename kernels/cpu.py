@@ -13,7 +13,7 @@ from kernels import products
 from kernels.choice import products_win
 from kernels.reference import merge
 
-LONG = 512  # queries and keys from which matrix products pay
+LONG = 512  # queries from which matrix products pay
 LONGEST_SHORT_QUERY = 64  # rows: a token's query group, or a few tokens'
 SHORTEST_STRETCH = 512
 
@@ -24,7 +24,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tenso
     aten gives one head's few queries to one thread. So for short queries the keys are cut into
     stretches that look like heads, and joined by log-sum-exp (flash-decoding).
     """
-    if q.dtype == torch.bfloat16 and min(q.shape[1], k.shape[1]) >= LONG and products_win():
+    if q.dtype == torch.bfloat16 and q.shape[1] >= LONG and products_win():
         found = products.attend(q, k, v, scale)
         if found is not None:
             return found

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 SAMPLE_EVERY = 8  # keys; the first is always among them, and it is where attention sinks
+STEP = 256  # rows of keys
+UNSEEN = -1e30  # a logit below all others
 BLOCK_ELEMENTS = 1 << 21  # logits held at once
 LEAST_ROWS = 128
 _SUMS = 8  # partial sums a row: each is rounded to bf16
@@ -33,29 +35,41 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tenso
 
 def _one_head(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """q [n_q, d], k and v [n_k, d] -> output [n_q, d] in bf16 and log-sum-exp [n_q] fp32."""
-    n_q = len(q)
-    n_k = len(k)
+    n_q, dim = q.shape
     in_twos = scale * math.log2(math.e)  # 2 ** x is cheaper than e ** x
-    shift = torch.mm(q, k[::SAMPLE_EVERY].T).amax(-1, keepdim=True)
-    none = torch.zeros_like(shift)  # an even number of columns
-    queries = torch.cat([q, shift, none], dim=1)
-    keys = torch.cat([k, k.new_tensor([[-1.0, 0.0]]).expand(n_k, 2)], dim=1)
-    largest = shift[:, 0].float() * in_twos
+    keys, values = _padded(k, v)
+    queries = torch.cat([q, q.new_tensor([[0.0, 1.0]]).expand(n_q, 2)], dim=1)
+    queries[:, dim] = torch.mm(queries, keys[::SAMPLE_EVERY].T).amax(-1)
+    largest = queries[:, dim].float() * in_twos
     out, lse = torch.empty_like(q), torch.empty(n_q, dtype=torch.float32)
-    rows = max(LEAST_ROWS, BLOCK_ELEMENTS // n_k)
-    held = k.new_empty(min(rows, n_q), n_k)
+    rows = max(LEAST_ROWS, 1 << (BLOCK_ELEMENTS // len(keys)).bit_length() - 1)
+    held = k.new_empty(min(rows, n_q), len(keys))
     for first in range(0, n_q, rows):
         block = slice(first, min(first + rows, n_q))
         weights = held[: block.stop - first]
         weights.addmm_(queries[block], keys.T, beta=0, alpha=in_twos).exp2_()
         total = _row_sums(weights)
-        torch.div(torch.mm(weights, v), total[:, None], out=out[block])
+        torch.div(torch.mm(weights, values), total[:, None], out=out[block])
         lse[block] = (total.log2() + largest[block]) * math.log(2)
     return out, lse
 
 
+def _padded(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys with two columns more and rows up to a multiple of STEP; values with as many rows.
+
+    The first column takes the queries' largest logit away, the second puts the rows that are none
+    out of sight. Heads differ in length from chunk to chunk, and oneDNN keeps code for every shape
+    that it has seen, a gigabyte after some chunks: there shall be few.
+    """
+    n_k, dim = k.shape
+    n = -(-n_k // STEP) * STEP
+    keys, values = k.new_zeros(n, dim + 2), v.new_zeros(n, dim)
+    keys[:n_k, :dim], values[:n_k] = k, v
+    keys[:n_k, dim] = -1
+    keys[n_k:, dim + 1] = UNSEEN
+    return keys, values
+
+
 def _row_sums(weights: Tensor) -> Tensor:
     """[n, n_k] bf16 -> [n] fp32, from partial sums: a sum in one piece would keep eight bits."""
-    even = weights.shape[1] // _SUMS * _SUMS
-    parts = weights[:, :even].unflatten(1, (_SUMS, even // _SUMS)).sum(-1).float().sum(-1)
-    return parts if even == weights.shape[1] else parts + weights[:, even:].float().sum(-1)
+    return weights.unflatten(1, (_SUMS, -1)).sum(-1).float().sum(-1)

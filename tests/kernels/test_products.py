@@ -30,7 +30,7 @@ def assert_close(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) 
 
 
 @pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
-@pytest.mark.parametrize(("n_q", "n_k"), [(512, 512), (513, 1001), (2100, 3000)])
+@pytest.mark.parametrize(("n_q", "n_k"), [(512, 512), (513, 1001), (2100, 3000), (600, 3)])
 def test_as_in_plain_torch(n_q: int, n_k: int, head_dim: int) -> None:
     q, k, v = given(n_q, n_k, head_dim)
     found = products.attend(q, k, v, head_dim**-0.5)
@@ -50,6 +50,30 @@ def test_logits_in_the_hundreds_keep_their_digits() -> None:
     plain = torch.softmax(logits.to(BF16).float(), -1) @ v.float()
     wrong, error = ((x - expected).pow(2).mean().sqrt() for x in (plain, out))
     assert error < wrong / 3, (error, wrong)
+
+
+def test_logits_far_below_zero_are_not_lost_beside_the_padding() -> None:
+    q, k, v = given(512, 300, 64)
+    q, k = q.abs(), k * 0.5 - 12
+    found = products.attend(q, k, v, 0.125)
+    expected = reference.attend(q, k, v, 0.125)
+    assert found is not None and expected[1].max() < -80
+    assert_close(found, expected)
+
+
+def test_heads_of_many_lengths_are_products_of_few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN keeps code for each shape that it has seen."""
+    shapes = set()
+    mm = torch.mm
+
+    def counted(a: Tensor, b: Tensor) -> Tensor:
+        shapes.add((*a.shape, *b.shape))
+        return mm(a, b)
+
+    monkeypatch.setattr(torch, "mm", counted)
+    for n_k in range(300, 1000, 37):
+        assert products.attend(*given(512, n_k, 64), 0.125) is not None
+    assert len(shapes) <= 2 * 4
 
 
 def test_what_no_sample_shows_is_still_weighed() -> None:
@@ -78,7 +102,7 @@ def test_a_weight_that_cannot_be_held_is_told_and_the_fused_kernel_serves(
     [
         (BF16, 512, 512, True),
         (BF16, 511, 4096, False),
-        (BF16, 4096, 511, False),
+        (BF16, 512, 3, True),
         (torch.float32, 512, 512, False),
     ],
 )
