@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -132,3 +135,14 @@ def test_without_bitsandbytes_its_formats_are_refused(monkeypatch: pytest.Monkey
     monkeypatch.setattr(formats.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InvalidSetting, match="bitsandbytes"):
         formats.check_bitsandbytes("nf4")
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "64"), ("300", "300")])
+def test_few_shapes_of_products_are_remembered_unless_somebody_says_otherwise(
+    given: str | None, expected: str
+) -> None:
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    env = {k: v for k, v in os.environ.items() if k != name} | ({name: given} if given else {})
+    code = f"import engine, os; print(os.environ['{name}'])"
+    made = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert made.stdout.strip() == expected, made.stderr
