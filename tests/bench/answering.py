@@ -5,9 +5,9 @@
 Documents are chosen as tests/bench/standing.py chooses them, each read once with the default heads
 at --budget entries a head, and asked on that one cache: by the model's own modules and by the
 packed decoder in every format, without drafts and with them, in turn. Greedy answers of --tokens
-tokens at most. Prints a row a way with the median of tokens a second over all questions, the ratio to the
-model's own modules, passes a token, and how many answers are those of the same weights without
-drafts, letter for letter; then one JSON line.
+tokens at most. Prints a row a way with the median of tokens a second over all questions, the ratio
+to the model's own modules, passes a token, and how many answers are those of the same weights
+without drafts, token for token; then one JSON line.
 """
 
 from __future__ import annotations
