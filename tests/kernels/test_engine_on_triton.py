@@ -113,6 +113,20 @@ def test_a_document_is_read_to_the_same_cache(scorer: str, monkeypatch: pytest.M
     torch.testing.assert_close(found.last_logits, expected.last_logits, atol=1e-2, rtol=1e-2)
 
 
+@pytest.mark.parametrize("bits", [(8, 8), (8, 4), (2, 2)])
+def test_views_fork_and_crop_on_codes_as_they_are_stored(bits: tuple[int, int]) -> None:
+    model: Any = tiny_model(hidden_size=256)
+    with kernels.force("triton"):
+        view = read(model, bits, "original").view()
+        assert isinstance(view.entries(0), FusedLayer)
+        forward(model, view, QUESTION)
+        twin = view.fork()
+        expected = forward(model, view, [5])
+        forward(model, twin, tokens(2, 8))
+        twin.crop(len(QUESTION))
+        torch.testing.assert_close(forward(model, twin, [5]), expected)
+
+
 def test_sides_that_settle_differently_are_decoded_first() -> None:
     model: Any = tiny_model(hidden_size=256)
     cache = read(model, (8, 16), "original")

@@ -216,9 +216,10 @@ def test_impossible_counts_are_refused(wrong: Any, tmp_path: Path) -> None:
         load_snapshot(folder, model=model)
 
 
-def test_views_fork_and_crop_on_it() -> None:
+@pytest.mark.parametrize("bits", [(8, 8), (8, 4), (4, 4), (2, 2)])
+def test_views_fork_and_crop_on_it(bits: tuple[int, int]) -> None:
     model: Any = tiny_model()
-    cache = read(model, K8V4)
+    cache = read(model, QuantConfig(*bits, RECENT))
     view = cache.view()
     forward(model, view, tokens(6, 4))
     twin = view.fork()
