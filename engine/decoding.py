@@ -1,4 +1,8 @@
-"""Which decoder answers: the lean one for a known model on the CPU, else the model's modules."""
+"""Which decoder answers: the lean one for a known model on the CPU, else the model's modules.
+
+On a card the lean one answers where it is asked for, with the model's own weights or in nf4: which
+of them is faster there was never measured.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 from engine.errors import InvalidSetting, NotLean
 from engine.generate import Decoder, StockDecoder
-from engine.lean import LeanDecoder
+from engine.lean import CPU_FORMATS, LeanDecoder
 from engine.memory import available_memory
 from engine.numeric import pick_answer_format
 from engine.weights import linear_parameters
@@ -17,7 +21,7 @@ if TYPE_CHECKING:
     from engine.lean import LeanFormat
     from engine.loader import LoadedModel
 
-ANSWER_FORMATS = ("auto", "stock", "same", "fp16", "int8", "int4")
+ANSWER_FORMATS = ("auto", "stock", "same", "fp16", "int8", "int4", "nf4")
 MEMORY_SHARE = 0.5  # of the free memory that packed copies may take under "auto"
 
 
@@ -43,6 +47,11 @@ def choose_decoder(
     if wanted == "stock" or (wanted == "auto" and model.device != "cpu"):
         where = "as asked" if wanted == "stock" else f"on {model.device}"
         return _stock(model, f"Answers through the model's own modules, {where}.")
+    if wanted in CPU_FORMATS and model.device != "cpu":
+        raise InvalidSetting(
+            f"Answer weights {wanted} are of the CPU; the model is on {model.device}.",
+            "Choose stock, same or nf4, or leave the choice to the program.",
+        )
     if wanted != "auto":
         try:
             return _lean(model, wanted)

@@ -1,6 +1,6 @@
-"""Decoding on the CPU without the model's modules: packed weights, few calls for each layer.
+"""Decoding without the model's modules: packed weights, few calls for each layer.
 
-What a token costs on a CPU is the bytes of the weights and, in a small model, the calls around
+What a token costs is the bytes of the weights and, in a small model, the calls around
 them. Here projections of the same input are one matrix, in a format of kernels.linear, and a layer
 is a dozen calls. Attention, rotary and cache are the store's, exactly as with the stock modules.
 """
@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "LeanDecoder", "LeanFormat"]
 
-LeanFormat = Literal["same", "fp16", "int8", "int4"]
-FORMATS: tuple[LeanFormat, ...] = ("same", "fp16", "int8", "int4")
+LeanFormat = Literal["same", "fp16", "int8", "int4", "nf4"]
+FORMATS: tuple[LeanFormat, ...] = ("same", "fp16", "int8", "int4", "nf4")
+CPU_FORMATS = ("fp16", "int8", "int4")
 _CHUNK_TOKENS = 512
+_HEAD_FORMATS: dict[LeanFormat, LeanFormat] = {"int4": "int8", "nf4": "same"}
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,11 @@ class _Layer:
 class LeanDecoder:
     """A causal model of a served family, run from its weights.
 
-    format       same: the model's own tensors, nothing is copied; fp16, int8, int4: packed copies
-                 (kernels.linear); the model itself stays usable beside it
+    format       same: the model's own tensors, nothing is copied; fp16, int8, int4 (on the CPU),
+                 nf4: packed copies (kernels.linear); the model itself stays usable beside it
     head_format  of the output head; by default that of the layers, but int8 where those are int4,
-                 since an error in the head goes straight into the logits
+                 and the model's own where they are nf4: an error in the head goes straight into
+                 the logits
     notes        sentences on matrices that could not be packed as asked; mostly empty
     build_s      seconds that reading and packing took
     Raises NotLean if the model does anything this decoder does not know.
@@ -74,7 +77,7 @@ class LeanDecoder:
     ) -> None:
         started = time.perf_counter()
         if head_format is None:
-            head_format = "int8" if format == "int4" else format
+            head_format = _HEAD_FORMATS.get(format, format)
         for name in (format, head_format):
             if name not in FORMATS:
                 raise InvalidSetting(f"'{name}' is none of {', '.join(FORMATS)}.")
@@ -122,7 +125,7 @@ class LeanDecoder:
         More than 512 tokens go through the layers in pieces. `store` is a CacheView, or anything
         that attends for a row of tokens.
         """
-        ids = torch.as_tensor(token_ids, dtype=torch.int64)
+        ids = torch.as_tensor(token_ids, dtype=torch.int64, device=self._embedding.device)
         if not len(ids):
             raise InvalidSetting("A prompt needs at least one token.")
         pieces = [self.one_pass(store, piece) for piece in ids.split(_CHUNK_TOKENS)]

@@ -38,7 +38,9 @@ def hidden_after(model: LoadedModel, ids: Tensor, store: Store) -> Tensor:
 
 
 def _lean_of(model: LoadedModel) -> LeanDecoder | None:
-    """The lean layers over a model's own tensors; None if there is more to the model than that."""
+    """The lean layers over a model's own tensors on the CPU; None if it is more than those."""
+    if model.device != "cpu":
+        return None
     if model.model not in _known:
         try:
             _known[model.model] = LeanDecoder(model, "same")

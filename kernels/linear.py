@@ -1,4 +1,4 @@
-"""Linear layers whose weights are packed for the CPU: fewer bytes to read for every token.
+"""Linear layers whose weights are packed: fewer bytes to read for every token.
 
 One row through a linear layer reads each weight once and does next to nothing with it, so its time
 is that of the bytes. Formats, all of one matrix [out, in]:
@@ -7,6 +7,8 @@ plain  the weight as it is, through torch's own matmul
 fp16   every weight rounded to fp16; activations and sums stay fp32 (fbgemm, x86 only)
 int8   weight = scale[row] * code, codes -127 to 127
 int4   weight = zero[row, group] + scale[row, group] * (code - 8), codes 0 to 15
+nf4    bitsandbytes' 4-bit codes at the quantiles of a normal variable (QLoRA, 2305.14314), in
+       blocks of 64; the only packed one that a card takes, where its kernel reads the codes
 
 The operators of int8 and int4 are vectorised for bf16 activations only, so activations are rounded
 to bf16 on the way in and results on the way out; scales and zeros are bf16 from the start, and
@@ -18,6 +20,7 @@ that cannot take a matrix gives way to the next wider one, and the packed object
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -26,9 +29,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-Format = Literal["plain", "fp16", "int8", "int4"]
+Format = Literal["plain", "fp16", "int8", "int4", "nf4"]
 
 GROUPS = (32, 64, 128, 256)  # weights along `in` that the int4 operator lets share a scale
+NF4_BLOCK = 64  # weights that share a scale
 _FP16_LARGEST = 65504.0
 # One vector load of the widest kernel: shorter or unaligned rows are read beyond their end.
 _INT8_IN_MULTIPLE = 16
@@ -42,8 +46,8 @@ class PackedLinear:
 
     format  the one taken; not the one asked for where `reason` is not empty
     reason  why the matrix could not be packed as asked, one sentence
-    weight  [out, in] floats or int8 codes, or what fp16's and int4's operators made of them
-    scales  int8: [out]; int4: [in / group, out, 2], scale and zero; bf16
+    weight  [out, in] floats or int8 codes, or what fp16's, int4's and nf4's operators made of them
+    scales  int8: [out]; int4: [in / group, out, 2], scale and zero; bf16; nf4: the library's state
     bias    [out], or None; fp16 holds it inside the weight
     nbytes  of weight, scales and bias
     """
@@ -53,7 +57,7 @@ class PackedLinear:
     out_features: int
     in_features: int
     weight: Any
-    scales: Tensor | None
+    scales: Any
     bias: Tensor | None
     group: int
     nbytes: int
@@ -62,17 +66,18 @@ class PackedLinear:
 def pack(
     weight: Tensor, wanted: Format, *, bias: Tensor | None = None, group: int = 32
 ) -> PackedLinear:
-    """weight [out, in] and bias [out], on the CPU -> a packed layer in the wanted format.
+    """weight [out, in] and bias [out] -> a packed layer in the wanted format.
 
-    What int4 cannot take becomes int8, what int8 or fp16 cannot take stays plain: `format` and
-    `reason` tell. plain holds the given tensors themselves, everything else is a copy.
+    What int4 cannot take becomes int8, what the others cannot take stays plain: `format` and
+    `reason` tell. All but plain and nf4 are of the CPU. plain holds the given tensors
+    themselves, everything else is a copy.
     """
     chosen, reason = wanted, ""
     while problem := _problem(weight, chosen, group):
         reason = f"{reason} {problem}".strip()
         chosen = "int8" if chosen == "int4" else "plain"
     packed: Any = weight
-    scales = None
+    scales: Any = None
     if chosen == "fp16":
         packed = torch.ops.quantized.linear_prepack_fp16(
             weight.float().contiguous(), None if bias is None else bias.float()
@@ -82,9 +87,12 @@ def pack(
     elif chosen == "int4":
         codes, scales = int4_codes(weight, group)
         packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
+    elif chosen == "nf4":
+        packed, scales = nf4_codes(weight)
     n_out, n_in = weight.shape
     nbytes = 2 * n_out * n_in if chosen == "fp16" else packed.nbytes
-    nbytes += sum(t.nbytes for t in (scales, bias) if t is not None)
+    held = scales.absmax if chosen == "nf4" else scales
+    nbytes += sum(t.nbytes for t in (held, bias) if t is not None)
     return PackedLinear(chosen, reason, n_out, n_in, packed, scales, bias, group, nbytes)
 
 
@@ -95,6 +103,13 @@ def linear(x: Tensor, packed: PackedLinear) -> Tensor:
     if packed.format == "fp16":
         y: Tensor = torch.ops.quantized.linear_dynamic_fp16(x.float(), packed.weight)
         return y.to(x.dtype)
+    if packed.format == "nf4":
+        import bitsandbytes
+
+        found: Tensor = bitsandbytes.matmul_4bit(
+            x, packed.weight.t(), quant_state=packed.scales, bias=packed.bias
+        )
+        return found
     narrow = x.to(torch.bfloat16).contiguous()
     if packed.format == "int8":
         y = torch.ops.aten._weight_int8pack_mm(narrow, packed.weight, packed.scales)
@@ -116,6 +131,11 @@ def rounded(weight: Tensor, chosen: Format, group: int = 32) -> Tensor:
     if chosen == "int8":
         codes, scales = int8_codes(weight)
         return codes.float() * scales.float()[:, None]
+    if chosen == "nf4":
+        from bitsandbytes import functional as library
+
+        whole: Tensor = library.dequantize_4bit(*nf4_codes(weight))
+        return whole.float()
     codes, scales = int4_codes(weight, group)
     scale, zero = (part.T[..., None] for part in scales.float().unbind(-1))
     grouped = codes.reshape(len(weight), -1, group).float()
@@ -156,6 +176,14 @@ def int4_codes(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
     return codes, scales
 
 
+def nf4_codes(weight: Tensor) -> tuple[Tensor, Any]:
+    """weight [out, in] -> two codes a byte [out * in / 2, 1], and the library's state of them."""
+    from bitsandbytes import functional as library
+
+    codes, state = library.quantize_4bit(weight.contiguous(), quant_type="nf4", blocksize=NF4_BLOCK)
+    return codes, state
+
+
 def seconds_per_call(
     wanted: Format,
     *,
@@ -187,6 +215,12 @@ def _problem(weight: Tensor, chosen: Format, group: int) -> str:
     """Why a format cannot take a matrix; empty if it can."""
     n_out, n_in = weight.shape
     if chosen == "plain":
+        return ""
+    if chosen == "nf4":
+        if importlib.util.find_spec("bitsandbytes") is None:
+            return "nf4 needs the package bitsandbytes, which is not installed."
+        if n_in % NF4_BLOCK or not weight.is_floating_point():
+            return f"nf4 needs floating-point weights, inputs in multiples of {NF4_BLOCK}."
         return ""
     if weight.device.type != "cpu" or not weight.is_floating_point():
         return f"{chosen} packs floating-point weights on the CPU."

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from engine.decoding import choose_decoder
 from engine.errors import PrefillStopped
 from engine.eviction import EvictionConfig
-from engine.generate import forward
+from engine.generate import StockDecoder, forward
 from engine.prefill import PrefillConfig, prefill
 from engine.quantisation import QuantConfig
 from engine.scorers.keydiff import KeyDiffScorer
@@ -65,6 +66,16 @@ def test_a_reading_that_was_cut_off_goes_on_to_the_same_cache(
     finished = prefill(model, TEXT, how, KeyDiffScorer(), resume=beginning)
     assert finished.layers[0].positions.device.type == "cuda"
     assert finished.n_seen == whole.n_seen and finished.n_entries == whole.n_entries
+
+
+@pytest.mark.parametrize(("weights", "close"), [("same", 1e-3), ("nf4", 0.3)])
+def test_asked_for_weights_answer(weights: str, close: float) -> None:
+    model = on("cuda")
+    cache = prefill(model, TEXT, config((8, 4), None), KeyDiffScorer()).freeze()
+    expected = StockDecoder(model).forward(cache.view(), QUESTION)
+    found = choose_decoder(model, weights).decoder.forward(cache.view(), QUESTION)
+    span = float(expected.max() - expected.min())
+    assert float((found - expected).abs().max()) < close * span
 
 
 def test_what_torch_holds_unused_counts_as_free() -> None:

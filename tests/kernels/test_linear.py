@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 
@@ -13,10 +15,11 @@ from kernels.linear import (
     seconds_per_call,
 )
 
-FORMATS: tuple[Format, ...] = ("plain", "fp16", "int8", "int4")
+FORMATS: tuple[Format, ...] = ("plain", "fp16", "int8", "int4", "nf4")
+HAS_BITSANDBYTES = importlib.util.find_spec("bitsandbytes") is not None
 HAS_FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines
 # Of the result: bf16 rounds inputs and outputs of the int8 and int4 operators, each by 2^-9.
-TOLERANCE = {"plain": 1e-6, "fp16": 2e-6, "int8": 6e-3, "int4": 6e-3}
+TOLERANCE = {"plain": 1e-6, "fp16": 2e-6, "int8": 6e-3, "int4": 6e-3, "nf4": 2e-6}
 
 
 def some(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -30,10 +33,12 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 def skip_without_operator(chosen: Format) -> None:
     if chosen == "fp16" and not HAS_FBGEMM:
         pytest.skip("this torch build has no fbgemm")
+    if chosen == "nf4" and not HAS_BITSANDBYTES:
+        pytest.skip("bitsandbytes is not installed")
 
 
 @pytest.mark.parametrize("chosen", FORMATS)
-@pytest.mark.parametrize(("n_out", "n_in"), [(16, 32), (48, 64), (112, 896), (80, 192)])
+@pytest.mark.parametrize(("n_out", "n_in"), [(16, 64), (48, 64), (112, 896), (80, 192)])
 @pytest.mark.parametrize("n", [1, 2, 5, 33])
 @pytest.mark.parametrize("biased", [False, True])
 def test_a_packed_layer_is_its_reference(
@@ -98,6 +103,7 @@ def test_rows_of_zeros_stay_zeros(chosen: Format) -> None:
         (17, 24, "int8", "plain", "inputs in multiples of 16"),
         (96, 64, "int4", "int4", ""),
         (97, 48, "int8", "int8", ""),
+        (16, 96, "nf4", "plain", "multiples of 64"),
     ],
 )
 def test_what_does_not_fit_is_packed_wider_and_says_so(
@@ -121,13 +127,28 @@ def test_a_weight_beyond_fp16_stays_plain() -> None:
 def test_plain_shares_and_the_others_are_smaller() -> None:
     weight = some(64, 256)
     assert pack(weight, "plain").weight is weight
-    sizes = {chosen: pack(weight, chosen).nbytes for chosen in FORMATS}
+    sizes = {chosen: pack(weight, chosen).nbytes for chosen in FORMATS if chosen != "nf4"}
     assert sizes["plain"] == 4 * 64 * 256
     assert sizes["int8"] == 64 * 256 + 2 * 64
     assert sizes["int4"] == 64 * 256 // 2 + 64 * (256 // 32) * 4
+    if HAS_BITSANDBYTES:
+        assert pack(weight, "nf4").nbytes == 64 * 256 // 2 + 64 * (256 // 64) * 4
     if HAS_FBGEMM:
         assert sizes["fp16"] == 2 * 64 * 256
 
 
 def test_a_call_takes_time() -> None:
     assert 0 < seconds_per_call("int8", n_out=64, n_in=64, copies=2, seconds=0.001) < 1
+
+
+def test_without_bitsandbytes_nf4_stays_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    packed = pack(some(16, 64), "nf4")
+    assert packed.format == "plain" and "not installed" in packed.reason
+
+
+def test_nf4_is_closer_than_even_steps_would_be() -> None:
+    if not HAS_BITSANDBYTES:
+        pytest.skip("bitsandbytes is not installed")
+    weight = some(64, 256)
+    assert relative(rounded(weight, "nf4"), weight) < 0.1

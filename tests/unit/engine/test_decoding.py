@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,21 @@ def test_elsewhere_than_on_the_cpu_the_modules_answer() -> None:
     model.device = "cuda"
     choice = choose_decoder(model)
     assert choice.format == "stock" and "cuda" in choice.reason
+    with pytest.raises(InvalidSetting, match="int8 are of the CPU"):
+        choose_decoder(model, "int8")
+    assert choose_decoder(model, "same").format == "same"
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+def test_nf4_packs_the_layers_and_leaves_the_head() -> None:
+    model: Any = tiny_model(hidden_size=64, intermediate_size=128)
+    decoder = choose_decoder(model, "nf4").decoder
+    assert isinstance(decoder, LeanDecoder)
+    assert (decoder.format, decoder.head_format, decoder.notes) == ("nf4", "same", [])
+    expected = StockDecoder(model).forward(view_of(model), tokens(5, 3))
+    found = decoder.forward(view_of(model), tokens(5, 3))
+    gap = float((found - expected).abs().max()) / float(expected.max() - expected.min())
+    assert 0 < gap < 0.3
 
 
 def test_names_that_do_not_exist_are_refused() -> None:

@@ -66,3 +66,10 @@ def test_a_model_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     first = trunk._lean_of(model)
     monkeypatch.setattr(trunk, "LeanDecoder", lambda *_: pytest.fail("looked at again"))
     assert trunk._lean_of(model) is first is not None
+
+
+def test_elsewhere_than_on_the_cpu_the_stock_modules_read() -> None:
+    model: Any = tiny_model()
+    assert trunk._lean_of(model) is not None
+    model.device = "cuda"
+    assert trunk._lean_of(model) is None
