@@ -15,6 +15,7 @@ DOUBTFUL = {
     "encoding_guessed",
     "garbage_text",
     "hidden_text",
+    "hidden_text_unchecked",
     "pages_unreadable",
     "pages_without_text",
     "read_as_text",

@@ -15,7 +15,7 @@ from engine.generate import Decoder, StockDecoder
 from engine.lean import CPU_FORMATS, LeanDecoder
 from engine.memory import available_memory
 from engine.numeric import pick_answer_format
-from engine.weights import linear_parameters
+from engine.weights import check_bitsandbytes, linear_parameters
 
 if TYPE_CHECKING:
     from engine.lean import LeanFormat
@@ -52,6 +52,13 @@ def choose_decoder(
             f"Answer weights {wanted} are of the CPU; the model is on {model.device}.",
             "Choose stock, same or nf4, or leave the choice to the program.",
         )
+    if wanted == "nf4":
+        if model.device == "cpu":
+            raise InvalidSetting(
+                "Answer weights nf4 are of a card: on the CPU they are unpacked for every token.",
+                "Choose fp16, int8 or int4, or leave the choice to the program.",
+            )
+        check_bitsandbytes("nf4")
     if wanted != "auto":
         try:
             return _lean(model, wanted)

@@ -164,7 +164,9 @@ def _read_weights(folder: Path, config: Any, choice: WeightChoice, device: str) 
             "Choose --weights nf4, a smaller model, or close other programs.",
         ) from problem
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
-        if device == "cuda" and choice.weights in ("int8", "nf4"):
+        # transformers gives whatever happened while it packed as a plain RuntimeError.
+        packed = device == "cuda" and choice.weights in ("int8", "nf4")
+        if packed and type(problem) is RuntimeError:
             raise _not_packed(folder, choice.weights, problem) from problem
         raise _corrupt(folder, "the weights", problem) from problem
     # transformers fills what is missing with random numbers: an answer from those would be noise.

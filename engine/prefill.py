@@ -317,7 +317,8 @@ class ChunkStore:
         ]
         # Before anything moves: the device is asked once for all layers.
         splits = list(splits_of(self.cache.layers, chosen))
-        settled = list(settled_counts(positions, quant.settled_before(n_read, last=last)))
+        before = quant.settled_before(n_read, last=last)
+        settled = list(settled_counts(positions, before)) if quant.on else []
         for number, row in enumerate(chosen):
             values = self._refitted(number, row) if self._references else None
             self._lay_frame(number)

@@ -1,5 +1,8 @@
 """Attention on the CPU through aten's fused kernel, which also returns the log-sum-exp.
 
+Where matrix products in bf16 outrun it, long queries go that way (kernels.products), unless a
+weight cannot be held there.
+
 The grouped-query path of stock SDPA is 9 to 16 times slower at decode; callers pack the query
 group into rows instead, so that one key-value head is one dense attention.
 """
@@ -24,7 +27,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tenso
     aten gives one head's few queries to one thread. So for short queries the keys are cut into
     stretches that look like heads, and joined by log-sum-exp (flash-decoding).
     """
-    if q.dtype == torch.bfloat16 and q.shape[1] >= LONG and products_win():
+    wanted = q.dtype == torch.bfloat16 and q.shape[1] >= LONG and k.shape[1] > 0
+    if wanted and not (torch.is_grad_enabled() and q.requires_grad) and products_win():
         found = products.attend(q, k, v, scale)
         if found is not None:
             return found

@@ -15,7 +15,7 @@ to bf16 on the way in and results on the way out; scales and zeros are bf16 from
 codes are chosen for the rounded ones. `rounded` is the meaning of a format in plain torch.
 
 Reading past a row's end is not something the int8 operator guards against; `pack` does. A format
-that cannot take a matrix gives way to the next wider one, and the packed object says so.
+that cannot take a matrix gives way to a wider one, and the packed object says so.
 """
 
 from __future__ import annotations

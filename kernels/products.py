@@ -30,7 +30,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tenso
     heads = [_one_head(*parts, scale) for parts in zip(q, k, v, strict=True)]
     outs = torch.stack([out for out, _ in heads])
     sums = torch.stack([lse for _, lse in heads])
-    return (outs, sums) if bool(torch.isfinite(sums).all()) else None
+    held = bool(torch.isfinite(sums).all()) and bool(torch.isfinite(outs).all())
+    return (outs, sums) if held else None
 
 
 def _one_head(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -42,7 +43,7 @@ def _one_head(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Te
     queries[:, dim] = torch.mm(queries, keys[::SAMPLE_EVERY].T).amax(-1)
     largest = queries[:, dim].float() * in_twos
     out, lse = torch.empty_like(q), torch.empty(n_q, dtype=torch.float32)
-    rows = max(LEAST_ROWS, 1 << (BLOCK_ELEMENTS // len(keys)).bit_length() - 1)
+    rows = max(LEAST_ROWS, 1 << max(1, BLOCK_ELEMENTS // len(keys)).bit_length() - 1)
     held = k.new_empty(min(rows, n_q), len(keys))
     for first in range(0, n_q, rows):
         block = slice(first, min(first + rows, n_q))

@@ -86,7 +86,10 @@ def _kernels(model: LoadedModel) -> float:
 
 
 def _stored(model: LoadedModel) -> float:
-    """Quantising, choosing what stays and a head's scores, against the plain versions."""
+    """Quantising, choosing what stays and a head's scores, against the plain versions.
+
+    On the CPU they are the plain ones, and nothing is to be found.
+    """
     generator = torch.Generator().manual_seed(2)
 
     def drawn(*shape: int) -> Tensor:

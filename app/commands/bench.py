@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--answer-weights",
         choices=ANSWER_WEIGHTS,
         default="auto",
-        help="what answers are computed with on the CPU",
+        help="what answers are computed with",
     )
     group.add_argument(
         "--kv-bits",

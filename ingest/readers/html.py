@@ -32,7 +32,7 @@ def read_html(request: Request, on_page: Callable[[int, int], None]) -> Parsed:
     if parsed.hidden:
         sample = " ".join(parsed.hidden)[:80]
         message = f'Text that the page hides was left out: "{sample}".'
-        warnings.append(DocumentWarning("hidden_text", message))
+        warnings.append(DocumentWarning("hidden_left_out", message))
     first = next((block.text for block in parsed.blocks if block.level == 1), "")
     return Parsed(
         kind="html",

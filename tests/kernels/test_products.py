@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -95,6 +97,13 @@ def test_a_weight_that_cannot_be_held_is_told_and_the_fused_kernel_serves(
     expected, expected_lse = reference.attend(q, k, v, 0.125)
     torch.testing.assert_close(out.float(), expected.float(), atol=0.02, rtol=0.02)
     torch.testing.assert_close(lse, expected_lse, atol=1e-2, rtol=1e-3)
+
+
+def test_a_sum_that_is_held_beside_values_that_are_not_is_told() -> None:
+    """A weight of 2 ** 126 is a number, and ten times it, in bf16, is not."""
+    q, k, v = torch.zeros(1, 512, 64), torch.zeros(1, 512, 64), torch.full((1, 512, 64), 10.0)
+    q[:, :, 0], k[:, 13, 0] = 1.0, 126 * 8 * math.log(2)
+    assert products.attend(q.to(BF16), k.to(BF16), v.to(BF16), 0.125) is None
 
 
 @pytest.mark.parametrize(

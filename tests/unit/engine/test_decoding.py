@@ -63,8 +63,7 @@ def test_elsewhere_than_on_the_cpu_the_modules_answer() -> None:
 @pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 def test_nf4_packs_the_layers_and_leaves_the_head() -> None:
     model: Any = tiny_model(hidden_size=64, intermediate_size=128)
-    decoder = choose_decoder(model, "nf4").decoder
-    assert isinstance(decoder, LeanDecoder)
+    decoder = LeanDecoder(model, "nf4")
     assert (decoder.format, decoder.head_format, decoder.notes) == ("nf4", "same", [])
     expected = StockDecoder(model).forward(view_of(model), tokens(5, 3))
     found = decoder.forward(view_of(model), tokens(5, 3))
@@ -77,7 +76,17 @@ def test_names_that_do_not_exist_are_refused() -> None:
         choose_decoder(tiny_model(), "int3")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("wanted", ANSWER_FORMATS)
+def test_nf4_is_refused_on_the_cpu_and_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = tiny_model()
+    with pytest.raises(InvalidSetting, match="of a card"):
+        choose_decoder(model, "nf4")
+    model.device = "cuda"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InvalidSetting, match="bitsandbytes, which is not installed"):
+        choose_decoder(model, "nf4")
+
+
+@pytest.mark.parametrize("wanted", [name for name in ANSWER_FORMATS if name != "nf4"])
 def test_every_choice_answers(wanted: str) -> None:
     model: Any = tiny_model()
     decoder = choose_decoder(model, wanted).decoder

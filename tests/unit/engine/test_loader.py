@@ -174,9 +174,40 @@ def test_a_card_that_torch_sees_and_cannot_compute_on_is_left_alone_and_told(
         card_problem.cache_clear()
 
 
+def test_a_card_that_is_full_is_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: Any, **named: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", full)
+    card_problem.cache_clear()
+    try:
+        assert pick_device("auto") == "cuda"
+    finally:
+        card_problem.cache_clear()
+
+
 def test_plain_kernels_on_a_card_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     reason = "reference: plain torch attention: Triton does not compile for compute capability 7.5"
     monkeypatch.setattr(device.kernels, "describe", lambda kind: reason)
     assert fallbacks("auto", "cuda") == [f"Kernels: {reason}."]
     monkeypatch.setattr(device.kernels, "describe", lambda kind: "triton: fused")
     assert fallbacks("auto", "cuda") == []
+
+
+@pytest.mark.parametrize(
+    ("problem", "expected"),
+    [(RuntimeError("conversion failed"), InvalidSetting), (OSError("cut off"), ModelCorrupt)],
+)
+def test_what_fails_while_a_card_packs_is_told_from_a_damaged_file(
+    problem: Exception, expected: type[Exception], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    def fail(*given: Any, **named: Any) -> Any:
+        raise problem
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fail)
+    choice = loader.WeightChoice("nf4", "bf16", "")
+    with pytest.raises(expected, match=str(problem)):
+        loader._read_weights(folder, None, choice, "cuda")

@@ -169,7 +169,7 @@ def test_html_keeps_text_rows_and_sections(tmp_path: Path) -> None:
     assert "a\n  b" in document.text
     assert "evil" not in document.text and "secret" not in document.text
     assert document.text.endswith("End.")
-    assert "hidden_text" in codes(document)
+    assert "hidden_left_out" in codes(document)
 
 
 def test_docx_body_tables_boxes_and_headings(tmp_path: Path) -> None:
