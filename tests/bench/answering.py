@@ -55,7 +55,8 @@ def answered(
     drafter = Drafter(cache.token_ids, tail) if drafts else None
     sampling = Sampling(temperature=0.0, max_new_tokens=n)
     made = generate(model, cache.view(), tail, sampling, decoder=decoder, drafter=drafter)
-    return made.decode_tok_s, made.forwards / max(1, len(made.token_ids) - 1), made.token_ids
+    n_after_the_first = len(made.token_ids) - 1 + (made.finish == "eos")
+    return made.decode_tok_s, made.forwards / max(1, n_after_the_first), made.token_ids
 
 
 def row(name: str, drafts: bool, way: Way, plain: Way, stock: Way) -> dict[str, Any]:
