@@ -1,6 +1,6 @@
 """What each part of the answering brings: packed weights, and drafts from the document's own text.
 
-    python tests/bench/answering.py --data ../shared/data --models DIR --set papers --documents 2
+    python tests/bench/answering.py --data ../shared/data --models DIR --set papers --questions 5
 
 Documents are chosen as tests/bench/standing.py chooses them, each read once with the default heads
 at --budget entries a head, and asked on that one cache: by the model's own modules and by the
