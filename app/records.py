@@ -20,6 +20,7 @@ DOUBTFUL = {
     "pages_without_text",
     "read_as_text",
     "recognised_text",
+    "repaired",
     "strange_letters",
 }
 

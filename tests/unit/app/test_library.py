@@ -256,6 +256,7 @@ def test_doubts_of_a_document_are_told_for_its_session(library: Library) -> None
         warnings=(
             DocumentWarning("running_lines_removed", "Running headers were left out."),
             DocumentWarning("strange_letters", "The letters of page 1 look like no words.", 1),
+            DocumentWarning("repaired", "The file was damaged and has been repaired."),
         ),
     )
     library.add_document(document, "book.pdf", needs_password=False)
@@ -263,7 +264,10 @@ def test_doubts_of_a_document_are_told_for_its_session(library: Library) -> None
         SESSION, document=document.sha256, pages=(1, 1), model="tiny", settings={}, n_tokens=4
     )
     worker = Worker(MagicMock(library=library))
-    assert worker.doubts(library.session(SESSION)) == ["The letters of page 1 look like no words."]
+    assert worker.doubts(library.session(SESSION)) == [
+        "The letters of page 1 look like no words.",
+        "The file was damaged and has been repaired.",
+    ]
     worker.close()
 
 
