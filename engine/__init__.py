@@ -2,7 +2,8 @@
 
 import os
 
-# oneDNN keeps code for the shapes of products that it has seen, 1,024 of them, about a megabyte
-# each. Heads differ in length from chunk to chunk, so that a reading would see ever new ones. It
-# asks once, at its first product.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+# oneDNN keeps code for the shapes of products that it has seen, 1,024 of them, and torch a
+# description of each beside it: about a megabyte a shape. The lengths of texts and heads would
+# show them ever new ones. Both ask once, at their first product.
+for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_cache, "64")

@@ -5,6 +5,9 @@ but has no AMX; plain products of the same numbers are more than twice as fast. 
 logits to bf16, so that a large logit would lose its digits. Therefore each query's logits are moved
 to near zero first: a column of the queries subtracts the largest logit over a sample of the keys,
 inside the product and before the rounding. What is left near the top is small, and exact enough.
+
+Every product has one of a dozen shapes, however long a head is: a megabyte of code and description
+is kept for each shape that was ever seen, and heads differ in length from chunk to chunk.
 """
 
 from __future__ import annotations
@@ -15,10 +18,10 @@ import torch
 from torch import Tensor
 
 SAMPLE_EVERY = 8  # keys; the first is always among them, and it is where attention sinks
-STEP = 256  # rows of keys
 UNSEEN = -1e30  # a logit below all others
-BLOCK_ELEMENTS = 1 << 21  # logits held at once
-LEAST_ROWS = 128
+BLOCK_ROWS = 1024  # queries
+BLOCK_KEYS = 2048  # a power of two, times LEAST_KEYS
+LEAST_KEYS = 256
 _SUMS = 8  # partial sums a row: each is rounded to bf16
 
 
@@ -38,32 +41,53 @@ def _one_head(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Te
     """q [n_q, d], k and v [n_k, d] -> output [n_q, d] in bf16 and log-sum-exp [n_q] fp32."""
     n_q, dim = q.shape
     in_twos = scale * math.log2(math.e)  # 2 ** x is cheaper than e ** x
-    keys, values = _padded(k, v)
+    blocks = _blocks(*_padded(k, v))
     queries = torch.cat([q, q.new_tensor([[0.0, 1.0]]).expand(n_q, 2)], dim=1)
-    queries[:, dim] = torch.mm(queries, keys[::SAMPLE_EVERY].T).amax(-1)
-    largest = queries[:, dim].float() * in_twos
     out, lse = torch.empty_like(q), torch.empty(n_q, dtype=torch.float32)
-    rows = max(LEAST_ROWS, 1 << max(1, BLOCK_ELEMENTS // len(keys)).bit_length() - 1)
-    held = k.new_empty(min(rows, n_q), len(keys))
-    for first in range(0, n_q, rows):
-        block = slice(first, min(first + rows, n_q))
-        weights = held[: block.stop - first]
-        weights.addmm_(queries[block], keys.T, beta=0, alpha=in_twos).exp2_()
-        total = _row_sums(weights)
-        torch.div(torch.mm(weights, values), total[:, None], out=out[block])
-        lse[block] = (total.log2() + largest[block]) * math.log(2)
+    held = q.new_empty(BLOCK_ROWS * BLOCK_KEYS)
+    for first in range(0, n_q, BLOCK_ROWS):
+        rows = slice(first, min(first + BLOCK_ROWS, n_q))
+        block = queries[rows]
+        block[:, dim] = _sampled_largest(block, blocks)
+        largest = block[:, dim].float() * in_twos
+        total = torch.zeros(len(block), dtype=torch.float32)
+        mixed = torch.zeros(len(block), dim, dtype=torch.float32)
+        for keys, values in blocks:
+            weights = held[: len(block) * len(keys)].view(len(block), -1)
+            weights.addmm_(block, keys.T, beta=0, alpha=in_twos).exp2_()
+            total += _row_sums(weights)
+            mixed += torch.mm(weights, values)
+        torch.div(mixed, total[:, None], out=out[rows])
+        lse[rows] = (total.log2() + largest) * math.log(2)
     return out, lse
 
 
+def _blocks(keys: Tensor, values: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values cut alike into runs of BLOCK_KEYS rows, and what is left by halves of it."""
+    sizes = [BLOCK_KEYS] * (len(keys) // BLOCK_KEYS)
+    rest, size = len(keys) % BLOCK_KEYS, BLOCK_KEYS
+    while rest:
+        size //= 2
+        if rest >= size:
+            sizes.append(size)
+            rest -= size
+    return list(zip(keys.split(sizes), values.split(sizes), strict=True))
+
+
+def _sampled_largest(queries: Tensor, blocks: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Each query's largest logit, unscaled, over every SAMPLE_EVERY-th key: [n] bf16."""
+    sampled = [torch.mm(queries, keys[::SAMPLE_EVERY].T).amax(-1) for keys, _ in blocks]
+    return torch.stack(sampled).amax(0)
+
+
 def _padded(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys with two columns more and rows up to a multiple of STEP; values with as many rows.
+    """Keys with two columns more and rows up to a multiple of LEAST_KEYS; values likewise.
 
     The first column takes the queries' largest logit away, the second puts the rows that are none
-    out of sight. Heads differ in length from chunk to chunk, and oneDNN keeps code for every shape
-    that it has seen, a gigabyte after some chunks: there shall be few.
+    out of sight.
     """
     n_k, dim = k.shape
-    n = -(-n_k // STEP) * STEP
+    n = -(-n_k // LEAST_KEYS) * LEAST_KEYS
     keys, values = k.new_zeros(n, dim + 2), v.new_zeros(n, dim)
     keys[:n_k, :dim], values[:n_k] = k, v
     keys[:n_k, dim] = -1

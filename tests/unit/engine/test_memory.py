@@ -137,11 +137,11 @@ def test_without_bitsandbytes_its_formats_are_refused(monkeypatch: pytest.Monkey
         formats.check_bitsandbytes("nf4")
 
 
+@pytest.mark.parametrize("name", ["ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"])
 @pytest.mark.parametrize(("given", "expected"), [(None, "64"), ("300", "300")])
 def test_few_shapes_of_products_are_remembered_unless_somebody_says_otherwise(
-    given: str | None, expected: str
+    name: str, given: str | None, expected: str
 ) -> None:
-    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
     env = {k: v for k, v in os.environ.items() if k != name} | ({name: given} if given else {})
     code = f"import engine, os; print(os.environ['{name}'])"
     made = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
