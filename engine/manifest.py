@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from engine.loader import LoadedModel
 
 FORMAT = "longread-snapshot"
-VERSION = 3  # 1 knew no quantised entries, 2 stored positions, scores and logits in full
+# 1 knew no quantised entries, 2 stored positions, scores and logits in full, 3 all floats.
+VERSION = 4
 MANIFEST_NAME = "manifest.json"
 SIDES = ("keys", "values")
 _MAX_MANIFEST_BYTES = 64 * 1024 * 1024
@@ -90,8 +91,8 @@ def read(folder: Path) -> dict[str, Any]:
         raise SnapshotCorrupt(MANIFEST_NAME, "was altered after it was written")
     if manifest.get("version") == 1:
         manifest = _from_version_1(manifest)
-    if manifest.get("version") == 2:
-        manifest = {**manifest, "version": 3}  # the tensors tell by their names how they are stored
+    if manifest.get("version") in (2, 3):  # the tensors tell by their names how they are stored
+        manifest = {**manifest, "version": VERSION}
     if manifest.get("version") != VERSION:
         raise SnapshotMismatch("version", manifest.get("version"), VERSION)
     return manifest

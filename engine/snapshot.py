@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +25,15 @@ from engine.prefill import PrefillConfig
 from engine.quantisation import QuantConfig
 from engine.rows import Rows
 from engine.stored_entries import halved, packed_entries, unpacked_entries
+from engine.stored_floats import packed_floats, unpacked_floats
 from engine.trunk import hidden_after
 from kernels.quantise import Codes, Frame
 
 if TYPE_CHECKING:
     from engine.loader import LoadedModel
 
+_Item = TypeVar("_Item")
+_Found = TypeVar("_Found")
 LAYERS_PER_FILE = 8
 PROBE_TOKENS = 1  # one forward pass reads every kept entry; more tokens only cost time
 PROBE_VOCABULARY_STEP = 16  # every so many logits are compared
@@ -36,6 +41,7 @@ PROBE_VOCABULARY_STEP = 16  # every so many logits are compared
 PROBE_TOLERANCE = 0.02
 _STATE_FILE = "state.safetensors"
 _FREE_BYTES_MARGIN = 64 * 1024 * 1024
+_FLOATS = {str(dtype): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16)}
 _SOME = slice(None, None, PROBE_VOCABULARY_STEP)
 
 
@@ -110,13 +116,11 @@ def _contents(
 ) -> dict[str, dict[str, Tensor]]:
     """File name -> tensor name -> tensor, all on the CPU."""
     contents: dict[str, dict[str, Tensor]] = {}
-    for number, layer in enumerate(cache.layers):
+    found = _at_once(lambda layer: _layer_tensors(layer, finished=finished), cache.layers)
+    for number, tensors in enumerate(found):
         parts = contents.setdefault(f"layers-{number // LAYERS_PER_FILE:03d}.safetensors", {})
-        found = packed_entries(layer.positions, layer.scores, layer.offsets, finished=finished)
-        for side in manifests.SIDES:
-            found |= _side_tensors(side, getattr(layer, side))
-        parts |= {f"{number:03d}.{name}": t.cpu().contiguous() for name, t in found.items()}
-    state = {"token_ids": cache.token_ids}
+        parts |= {f"{number:03d}.{name}": t for name, t in tensors.items()}
+    state = {"token_ids": cache.token_ids.to(torch.int32)}
     if cache.last_logits is not None:
         logits = cache.last_logits.cpu()
         state["last_logits"] = halved(logits) if finished else logits
@@ -125,6 +129,24 @@ def _contents(
     state |= {f"scorer.{key}": t.cpu().contiguous() for key, t in cache.scorer_state.items()}
     contents[_STATE_FILE] = state
     return contents
+
+
+def _at_once(work: Callable[[_Item], _Found], items: Iterable[_Item]) -> list[_Found]:
+    """work of every item, in as many threads as torch has: zlib lets others run meanwhile."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return list(pool.map(work, items))
+
+
+def _layer_tensors(layer: LayerCache, *, finished: bool) -> dict[str, Tensor]:
+    """A layer by its names in the file, on the CPU; what is finished takes fewer bytes."""
+    found = packed_entries(layer.positions, layer.scores, layer.offsets, finished=finished)
+    for side in manifests.SIDES:
+        found |= _side_tensors(side, getattr(layer, side))
+    found = {name: t.cpu().contiguous() for name, t in found.items()}
+    if finished:
+        for side in manifests.SIDES:
+            found |= packed_floats(side, found.pop(side))
+    return found
 
 
 def _side_tensors(side: str, rows: Rows) -> dict[str, Tensor]:
@@ -240,30 +262,24 @@ def _read_tensors(
 
 
 def _rebuilt(manifest: dict[str, Any], tensors: dict[str, Tensor], model: LoadedModel) -> DocCache:
-    layers = []
-    device = torch.device(model.device)
     try:
         last = tensors.get("last_logits")
         quant = manifest["quantisation"]
-        bits = {"keys": quant["k_bits"], "values": quant["v_bits"]}
-        for number, offsets in enumerate(manifest["offsets"]):
-            own = f"{number:03d}."
-            parts = {k[len(own) :]: t.to(device) for k, t in tensors.items() if k.startswith(own)}
-            keys, values = (
-                _side(side, parts, offsets, manifest["n_coded"][side][number], bits[side])
-                for side in manifests.SIDES
-            )
-            layers.append(LayerCache(keys, values, *unpacked_entries(parts, offsets)))
+        device = torch.device(model.device)
+        layers = _at_once(
+            lambda number: _layer(manifest, tensors, number, device),
+            range(len(manifest["offsets"])),
+        )
         cache = DocCache(
             model.geometry,
             model.rotary,
             manifest["positions_mode"],
             model.compute_dtype,
             layers,
-            tensors["token_ids"],
+            tensors["token_ids"].to(torch.int64),
             None if last is None else last.float(),
             _scorer_state(tensors, device),
-            QuantConfig(bits["keys"], bits["values"], quant["recent_tokens"]),
+            QuantConfig(quant["k_bits"], quant["v_bits"], quant["recent_tokens"]),
         )
         cache.check()
     except (KeyError, AssertionError) as error:
@@ -274,6 +290,21 @@ def _rebuilt(manifest: dict[str, Any], tensors: dict[str, Tensor], model: Loaded
     if cache.n_seen != manifest["n_seen"] or ids_sum != manifest["token_ids_sha256"]:
         raise SnapshotCorrupt(_STATE_FILE, "holds other token ids than the manifest says")
     return cache
+
+
+def _layer(
+    manifest: dict[str, Any], tensors: dict[str, Tensor], number: int, device: torch.device
+) -> LayerCache:
+    """One layer's entries on the device, from the tensors on the CPU."""
+    own, quant = f"{number:03d}.", manifest["quantisation"]
+    parts = {k.removeprefix(own): t for k, t in tensors.items() if k.startswith(own)}
+    dtype = _FLOATS[quant["dtype"]]
+    parts |= {side: unpacked_floats(side, parts, dtype) for side in manifests.SIDES}
+    parts = {name: t.to(device) for name, t in parts.items()}
+    offsets, n_coded = manifest["offsets"][number], manifest["n_coded"]
+    keys = _side("keys", parts, offsets, n_coded["keys"][number], quant["k_bits"])
+    values = _side("values", parts, offsets, n_coded["values"][number], quant["v_bits"])
+    return LayerCache(keys, values, *unpacked_entries(parts, offsets))
 
 
 def _scorer_state(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

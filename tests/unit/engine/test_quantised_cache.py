@@ -298,4 +298,4 @@ def test_the_manifest_is_plain_json(tmp_path: Path) -> None:
     folder = tmp_path / "s"
     save_snapshot(folder, read(model, K8V4), model=model, scorer="r", config=config(K8V4), extra={})
     found = json.loads((folder / "manifest.json").read_text())
-    assert found["version"] == 3 and found["quantisation"]["recent_tokens"] == RECENT
+    assert found["version"] == 4 and found["quantisation"]["recent_tokens"] == RECENT

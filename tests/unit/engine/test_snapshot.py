@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from engine.generate import Sampling, generate
 from engine.prefill import PrefillConfig, prefill
 from engine.scorers.keydiff import KeyDiffScorer
 from engine.snapshot import load_snapshot, save_snapshot
+from engine.stored_floats import packed_floats
 from tests.fakes import TinyModel, tiny_model, tokens
 
 EVICTION = EvictionConfig(
@@ -176,10 +178,75 @@ def test_a_snapshot_that_stored_everything_in_full_is_read(
         before.setattr(snapshot.manifests, "VERSION", 2)
         cache = saved(tmp_path / "s", model)
     loaded, manifest = load_snapshot(tmp_path / "s", model=model)
-    assert manifest["version"] == 3, "read as what it is now"
+    assert manifest["version"] == 4, "read as what it is now"
     assert answer(model, loaded) == answer(model, cache)
     for a, b in zip(loaded.layers, cache.layers, strict=True):
         assert torch.equal(a.scores, b.scores) and torch.equal(a.positions, b.positions)
+
+
+def test_a_snapshot_of_floats_as_they_are_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Version 3: keys and values whole."""
+    model = tiny_model()
+    with monkeypatch.context() as before:
+        before.setattr(snapshot, "packed_floats", lambda name, rows: {name: rows})
+        before.setattr(snapshot.manifests, "VERSION", 3)
+        cache = saved(tmp_path / "s", model)
+    loaded, manifest = load_snapshot(tmp_path / "s", model=model)
+    assert manifest["version"] == 4 and answer(model, loaded) == answer(model, cache)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda parts: parts.pop("keys.high"),
+        lambda parts: parts.update({"keys.high": parts["keys.high"][:-9]}),
+        lambda parts: parts.update({"keys.low": parts["keys.low"][:-1]}),
+        lambda parts: parts.update({"keys.low": parts["keys.low"][:0]}),
+        lambda parts: parts.update({"keys.low": parts["keys.low"].float()}),
+    ],
+)
+def test_packed_floats_that_do_not_fit_together_are_refused(
+    harm: Callable[[dict[str, torch.Tensor]], object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Sealed like any other, as an imported file could be."""
+    model = tiny_model()
+
+    def harmed(name: str, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        parts = packed_floats(name, rows)
+        assert set(parts) == {f"{name}.low", f"{name}.high"}
+        if name == "keys":
+            harm(parts)
+        return parts
+
+    with monkeypatch.context() as patched:
+        patched.setattr(snapshot, "packed_floats", harmed)
+        patched.setattr("engine.stored_floats.LEAST_NBYTES", 0)
+        saved(tmp_path / "s", model)
+    with pytest.raises(SnapshotCorrupt):
+        load_snapshot(tmp_path / "s", model=model)
+
+
+def test_a_finished_session_in_16_bits_is_smaller_than_its_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.stored_floats.LEAST_NBYTES", 0)
+    model = tiny_model()
+    cache = prefill(model, TEXT, CONFIG, KeyDiffScorer())
+    sizes = []
+    for goes_on in (True, False):
+        kept = {"model": model, "scorer": "keydiff", "config": CONFIG, "extra": {}}
+        save_snapshot(tmp_path / "s", cache, **kept, goes_on=goes_on)
+        sizes.append(sum(p.stat().st_size for p in (tmp_path / "s").glob("layers-*")))
+        loaded, _ = load_snapshot(tmp_path / "s", model=model)
+        for a, b in zip(loaded.layers, cache.layers, strict=True):
+            assert torch.equal(a.keys.fine, b.keys.fine)
+            assert torch.equal(a.values.fine, b.values.fine)
+        assert answer(model, loaded) == answer(model, cache)
+    assert sizes[1] < 0.95 * sizes[0]
 
 
 def test_scores_of_a_finished_session_are_kept_well_enough_to_prune_by(tmp_path: Path) -> None:
