@@ -22,6 +22,7 @@ from ingest.assemble import assemble
 from ingest.detect import detect
 from ingest.document import Document, DocumentWarning
 from ingest.errors import (
+    BrokenDocument,
     DocumentMissing,
     DocumentTooLarge,
     IngestError,
@@ -33,6 +34,7 @@ from ingest.parts import Parsed
 from ingest.request import Request
 
 _PROGRESS_EVERY_S = 0.2
+LEAST_RECOVERED = 3  # letters and digits
 _MAX_FILE_BYTES = 1024 * MIB  # what the worker itself may write
 OnPage = Callable[[int, int], None]
 
@@ -84,7 +86,21 @@ def parse(request: Request, on_page: OnPage) -> Document:
     parsed = _reader(detected.kind)(request, on_page)
     if request.pages is not None:
         parsed.warnings.append(_part_warning(parsed))
-    return assemble(parsed, file_digest(request.path), request.limits.max_chars)
+    document = assemble(parsed, file_digest(request.path), request.limits.max_chars)
+    _check_recovered(document)
+    return document
+
+
+def _check_recovered(document: Document) -> None:
+    """Raises BrokenDocument for a repaired file of which hardly a word is left."""
+    repaired = any(warning.code == "repaired" for warning in document.warnings)
+    n = sum(char.isalnum() for char in document.text)
+    if repaired and n < LEAST_RECOVERED:
+        raise BrokenDocument(
+            f"The file is damaged: {n or 'no'} readable character{'' if n == 1 else 's'} "
+            f"could be recovered from it.",
+            "Get the file again from where it came from; the copy may have been cut off.",
+        )
 
 
 def _part_warning(parsed: Parsed) -> DocumentWarning:

@@ -350,6 +350,24 @@ def test_a_truncated_pdf_is_repaired_with_a_warning_or_broken(tmp_path: Path) ->
         assert "repaired" in codes(document)
 
 
+@pytest.mark.parametrize(("line", "read"), [("a.", False), ("- / -", False), ("no 7", True)])
+def test_a_repaired_file_of_which_hardly_a_letter_is_left_is_broken(
+    line: str, read: bool, tmp_path: Path
+) -> None:
+    path = make_pdf(tmp_path / "b.pdf", [[line]])
+    path.write_bytes(path.read_bytes()[:-60])  # its table of objects
+    if read:
+        assert "repaired" in codes(read_here(path))
+        return
+    with pytest.raises(BrokenDocument, match="readable character") as refused:
+        read_here(path)
+    assert "again" in refused.value.next_step
+
+
+def test_a_whole_file_of_one_letter_is_read(tmp_path: Path) -> None:
+    assert read_here(make_pdf(tmp_path / "a.pdf", [["a"]])).text.strip() == "a"
+
+
 def test_a_header_alone_is_broken(tmp_path: Path) -> None:
     path = tmp_path / "h.pdf"
     path.write_bytes(b"%PDF-1.7\n" + b"nothing more\n" * 20)
