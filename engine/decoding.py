@@ -43,22 +43,10 @@ def choose_decoder(
     cache_file  remembers what this machine was measured to answer fastest with
     Raises      InvalidSetting for an unknown format, or for one this model cannot have
     """
-    check_answer_format(wanted)
+    check_answer_format(wanted, model.device)
     if wanted == "stock" or (wanted == "auto" and model.device != "cpu"):
         where = "as asked" if wanted == "stock" else f"on {model.device}"
         return _stock(model, f"Answers through the model's own modules, {where}.")
-    if wanted in CPU_FORMATS and model.device != "cpu":
-        raise InvalidSetting(
-            f"Answer weights {wanted} are of the CPU; the model is on {model.device}.",
-            "Choose stock, same or nf4, or leave the choice to the program.",
-        )
-    if wanted == "nf4":
-        if model.device == "cpu":
-            raise InvalidSetting(
-                "Answer weights nf4 are of a card: on the CPU they are unpacked for every token.",
-                "Choose fp16, int8 or int4, or leave the choice to the program.",
-            )
-        check_bitsandbytes("nf4")
     if wanted != "auto":
         try:
             return _lean(model, wanted)
@@ -78,13 +66,28 @@ def choose_decoder(
         return _stock(model, f"Answers through the model's own modules: {problem.cause}")
 
 
-def check_answer_format(wanted: str) -> None:
-    """Raise InvalidSetting, listing the formats, unless wanted is one of ANSWER_FORMATS."""
+def check_answer_format(wanted: str, device: str) -> None:
+    """Raise InvalidSetting, with what to choose, for a format that is unknown or not of the device.
+
+    Costs nothing, so that a choice can be refused before a document is read.
+    """
     if wanted not in ANSWER_FORMATS:
         raise InvalidSetting(
             f"answer weights '{wanted}' are not known.",
             f"Choose one of {', '.join(ANSWER_FORMATS)}.",
         )
+    if wanted in CPU_FORMATS and device != "cpu":
+        raise InvalidSetting(
+            f"Answer weights {wanted} are of the CPU; the model is on {device}.",
+            "Choose stock, same or nf4, or leave the choice to the program.",
+        )
+    if wanted == "nf4" and device == "cpu":
+        raise InvalidSetting(
+            "Answer weights nf4 are of a card: on the CPU they are unpacked for every token.",
+            "Choose fp16, int8 or int4, or leave the choice to the program.",
+        )
+    if wanted == "nf4":
+        check_bitsandbytes("nf4")
 
 
 def _lean(model: LoadedModel, format: str) -> DecoderChoice:

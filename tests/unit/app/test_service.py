@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from app.errors import BadPageRange, DocumentTooLong, NoSuchSession
+from app.library import Library
+from app.paths import data_paths
 from app.service import OpenSession, Reader
 from app.settings import ReadSettings, eviction_config
 from engine.errors import (
+    InvalidSetting,
     NotEnoughDisk,
     NotEnoughMemory,
     PrefillStopped,
@@ -51,6 +54,14 @@ def same_cache(one: OpenSession, two: OpenSession) -> bool:
         and torch.equal(a.values.fine, b.values.fine)
         for a, b in zip(one.cache.layers, two.cache.layers, strict=True)
     )
+
+
+def test_answer_weights_that_cannot_be_are_refused_before_anything_is_read(book: Path) -> None:
+    library = Library(data_paths())
+    reader = Reader(library, SETTINGS, answer_weights="nf4")
+    with pytest.raises(InvalidSetting, match="of a card"):
+        reader.open(book)
+    assert not library.sessions()
 
 
 def test_the_second_opening_reads_nothing_and_answers_the_same(
