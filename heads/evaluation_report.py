@@ -21,7 +21,9 @@ def make_report(
 
     f1, recall and nll are means over all questions; n_tokens, bytes, kept_tokens, overlap and
     seconds are means over documents; nll_gap is nll minus that of the full cache, in nats per
-    answer token, and nll_gap_se its standard error over documents (null for fewer than two).
+    answer token, and nll_gap_se its standard error over documents (null for fewer than two);
+    f1_ratio is f1 over that of the full cache, f1_ratio_se its standard error, by the jackknife
+    over documents (Efron and Stein 1981).
     """
     full = [r.full for r in results if r.full is not None]
     columns = zip(*(r.rows for r in results), strict=True)
@@ -60,6 +62,7 @@ def _row(rows: list[Row], full: list[Row]) -> dict[str, Any]:
         "nll_gap": _mean(g for values in gaps for g in values),
         "nll_gap_se": _standard_error(by_document),
         "f1_ratio": f1 / best_f1 if f1 is not None and best_f1 else None,
+        "f1_ratio_se": _ratio_error([row.f1 for row in rows], [row.f1 for row in full]),
         **_costs(rows),
         "overlap": _mean(row.overlap for row in rows),
         "by_question_index": _by_index(gaps),
@@ -91,6 +94,22 @@ def _by_index(gaps: list[list[float]]) -> list[float]:
 def _mean(values: Iterable[float | None]) -> float | None:
     present = [value for value in values if value is not None]
     return mean(present) if present else None
+
+
+def _ratio_error(
+    rows: Sequence[list[float] | None], full: Sequence[list[float] | None]
+) -> float | None:
+    """Of the sum over `rows` over the sum over `full`, a list of marks a document in each.
+
+    From the ratios without one document at a time: a document's questions share its cache, so
+    they are no independent draws, and documents are.
+    """
+    pairs = [(sum(a), sum(b)) for a, b in zip(rows, full, strict=bool(full)) if a and b]
+    above, below = sum(a for a, _ in pairs), sum(b for _, b in pairs)
+    if len(pairs) < 2 or any(below - b <= 0 for _, b in pairs):
+        return None
+    without = [(above - a) / (below - b) for a, b in pairs]
+    return (len(pairs) - 1) / len(pairs) ** 0.5 * stdev(without)
 
 
 def _standard_error(values: list[float]) -> float | None:

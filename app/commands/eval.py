@@ -39,6 +39,7 @@ COLUMNS = (
     ("nll_gap", "gap", 7, 3),
     ("nll_gap_se", "+-", 6, 3),
     ("f1_ratio", "F1/full", 8, 2),
+    ("f1_ratio_se", "+-", 5, 2),
     ("overlap", "overlap", 8, 3),
     ("kept_tokens", "entries", 9, 0),
     ("mib", "MiB", 8, 1),

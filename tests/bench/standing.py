@@ -4,9 +4,9 @@
 
 For each set: documents that no shipped head was trained on, evenly chosen by length, read whole,
 then once for every scorer and share with real eviction; its questions are asked of each cache.
-Prints a line a row with what the row lost (nats an answer token over the full cache, +- standard
-error over documents), its F1 as a share of the full cache's, and the goals; then, over all rows of
-a scorer, by how much the last question of a cache lost more than its first; then one JSON line.
+Prints a line a row with what the row lost (nats an answer token over the full cache), its F1 as a
+share of the full cache's, both +- standard error over documents, and the goals; then, over all rows
+of a scorer, by how much the last question of a cache lost more than its first; then one JSON line.
 With --log a run that was cut off goes on where it stopped; with --equal-bytes a share of the full
 cache's bytes holds more entries in fewer bits (--kv-bits).
 """
@@ -154,9 +154,12 @@ def spread(values: Sequence[float]) -> str:
 def row_line(row: dict[str, Any], goals: Goals | None) -> str:
     """One row of a report, with the goals beside what was found."""
     error = "" if row["nll_gap_se"] is None else f" +- {row['nll_gap_se']:.3f}"
-    ratio = "-" if row["f1_ratio"] is None else f"{100 * row['f1_ratio']:.0f} %"
+    ratio = "-" if row["f1_ratio"] is None else f"{100 * row['f1_ratio']:.0f}"
+    about = "" if row["f1_ratio_se"] is None else f" +- {100 * row['f1_ratio_se']:.0f}"
     line = f"  {row['scorer']:18} {row['kept']:7.5g}  {row['nll_gap']:+.3f}{error}"
-    line = f"{line:48} F1 {row['f1'] or 0:.3f} {ratio:>6}  {row['bytes']:>12,.0f} bytes"
+    line = (
+        f"{line:48} F1 {row['f1'] or 0:.3f} {f'{ratio}{about} %':>11}  {row['bytes']:>12,.0f} bytes"
+    )
     if goals is None:
         return line
     nats = "" if goals.nats is None else f"at most {goals.nats:.2f}, "

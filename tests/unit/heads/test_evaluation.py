@@ -22,7 +22,7 @@ from heads.evaluation import EvalSettings, Refused, evaluate, overlap_of
 from heads.evaluation_report import make_report
 from heads.metrics import answer_recall, token_f1
 from heads.question_set import Question, QuestionedDocument, read_question_set
-from heads.results import ResultLog
+from heads.results import DocumentResult, ResultLog, Row
 from tests.fakes import TinyModel, tiny_model, tokens
 
 HEADER = [3, 4, 5]
@@ -161,6 +161,31 @@ def test_the_report_is_means_over_questions_and_errors_over_documents() -> None:
         assert row["nll"] - found["full"]["nll"] == pytest.approx(row["nll_gap"], abs=1e-5)
         assert row["overlap"] is None
         assert row["bytes"] == sum(p.bytes for p in parts) / 2
+
+
+def marked(name: str, full: list[float], kept: list[float]) -> DocumentResult:
+    """A document with these F1 of the full cache and of one row."""
+    rows = [
+        Row(scorer, 1.0, f1, f1, [1.0] * len(f1), 1, 1.0, None, 0.0)
+        for scorer, f1 in (("full", full), ("a", kept))
+    ]
+    return DocumentResult(name, 9, len(full), rows[0], [rows[1]])
+
+
+def test_the_error_of_an_f1_ratio_is_that_of_documents_left_out() -> None:
+    results = [
+        marked("a", [0.5, 0.7], [0.4, 0.7]),
+        marked("b", [0.2], [0.3]),
+        marked("c", [0.9, 0.0, 0.3], [0.1, 0.1, 0.1]),
+    ]
+    (row,) = make_report("tiny", SETTINGS, results)["rows"]
+    assert row["f1_ratio"] == pytest.approx(1.7 / 2.6)
+    without = [0.6 / 1.4, 1.4 / 2.4, 1.4 / 1.4]
+    middle = sum(without) / 3
+    expected = (2 / 3 * sum((r - middle) ** 2 for r in without)) ** 0.5
+    assert row["f1_ratio_se"] == pytest.approx(expected)
+    for few in (results[:1], [marked("a", [0.0], [0.1]), marked("b", [0.5], [0.5])]):
+        assert make_report("tiny", SETTINGS, few)["rows"][0]["f1_ratio_se"] is None
 
 
 def test_a_run_without_answers_has_likelihoods_alone() -> None:

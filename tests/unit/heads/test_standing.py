@@ -58,10 +58,11 @@ def test_a_row_shows_its_goal_beside_it() -> None:
         "nll_gap_se": None,
         "f1": 0.1,
         "f1_ratio": 0.5,
+        "f1_ratio_se": 0.071,
         "bytes": 1234.0,
     }
     line = row_line(found, SETS["papers"].goals[0.0625])
-    assert "+0.250" in line and "50 %" in line and "(goal: at most 0.05, 98 %)" in line
+    assert "+0.250" in line and "50 +- 7 %" in line and "(goal: at most 0.05, 98 %)" in line
     assert "goal" not in row_line(found, None)
 
 
