@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -101,7 +102,9 @@ def train(
         evictor = head_digest(head) if on_policy and head is not None else ""
         scorer = HeadScorer(head, card, evictor) if on_policy and head is not None else None
         said = "on-policy, " if on_policy else ""
-        say(f"Round {number + 1} of {settings.rounds}: reading {said}{len(documents)} documents.")
+        if is_first_process():
+            what = f"reading {said}{len(documents)} documents"
+            say(f"Round {number + 1} of {settings.rounds}: {what}.")
         paths = _record_all(model, layout, documents, how, work, evictor, scorer, say)
         firsts = firsts or paths
         used += paths
@@ -321,13 +324,16 @@ def _fitted_once(
         held,
         settings.fitting,
         start,
-        lambda done, total, rank: say(
-            f"  layer {done}/{total}: rank correlation on documents held out {rank:.3f}"
-        ),
+        lambda done, total, rank: say(f"  layer {done}/{total}{_held_out_said(rank)}"),
     )
     seconds = time.perf_counter() - began
     save_heads(path, head, HeadCard(model.name, settings.fitting.label, cost=f"{seconds:.3f}"))
     return load_heads(path, model).head, report, seconds
+
+
+def _held_out_said(rank: float) -> str:
+    """What a layer reached; nothing where too few documents were there to hold any out."""
+    return "" if math.isnan(rank) else f": rank correlation on documents held out {rank:.3f}"
 
 
 def _profile(paths: Sequence[Path], label: str) -> Profile | None:

@@ -116,7 +116,8 @@ def run(args: argparse.Namespace) -> int:
     work = paths.models / "training"
     found = plan(model, layout, documents, settings, work)
     rate = _tokens_per_s(model)
-    _tell_plan(found, rate)
+    if is_first_process():
+        _tell_plan(found, rate)
     if args.plan:
         if args.json:
             print_json({"plan": _plan_values(found, rate)})

@@ -292,6 +292,13 @@ def test_a_fall_between_reading_and_fitting_costs_no_reading(
     assert reads.n == 6
 
 
+def test_too_few_documents_to_hold_any_out_are_not_told_as_nan(tmp_path: Path) -> None:
+    said: list[str] = []
+    trained(tmp_path, replace(SETTINGS, rounds=1), say=said.append)
+    assert any(line.strip().startswith("layer 1/2") for line in said)
+    assert not any("nan" in line for line in said)
+
+
 def test_other_fitting_uses_the_same_readings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
