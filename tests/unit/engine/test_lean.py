@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from engine import layer_weights, lean
 from engine.attention import prepare
 from engine.cache import CacheView
 from engine.errors import InvalidSetting, NotLean
@@ -67,6 +68,30 @@ def test_it_gives_the_stock_logits(family: str, changes: dict[str, Any], format:
         assert a.dtype == torch.float32 and a.shape == b.shape
         torch.testing.assert_close(a, b, atol=atol, rtol=1e-4)
     same_tails(mine, stock, atol)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_a_long_chunk_is_wide_for_a_few_rows_at_a_time(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The insides of the feed-forward are the widest tensors of a reading."""
+    model = filled(family)
+    ids = torch.tensor(tokens(700, seed=1))
+    rows: list[int] = []
+    activation = torch.nn.functional.silu
+
+    def counted(x: torch.Tensor) -> torch.Tensor:
+        rows.append(len(x))
+        return activation(x)
+
+    monkeypatch.setitem(layer_weights._ACTIVATIONS, "silu", counted)
+    decoder = LeanDecoder(model, "same")
+    view = cache_of(model).view()
+    rows.clear()
+    found = decoder.one_pass(view, ids)
+    assert max(rows) <= 256 and sum(rows) == 700 * model.geometry.n_layers
+    monkeypatch.setattr(lean, "_MLP_ROWS", 1000)
+    torch.testing.assert_close(found, decoder.one_pass(cache_of(model).view(), ids))
 
 
 @pytest.mark.parametrize("family", SERVED_FAMILIES)
