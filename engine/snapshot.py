@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,22 +25,24 @@ from engine.prefill import PrefillConfig
 from engine.quantisation import QuantConfig
 from engine.rows import Rows
 from engine.stored_entries import halved, packed_entries, unpacked_entries
-from engine.stored_floats import packed_floats, unpacked_floats
+from engine.stored_floats import HIGH, LOW, packed_floats, unpacked_floats
 from engine.trunk import hidden_after
 from kernels.quantise import Codes, Frame
 
 if TYPE_CHECKING:
     from engine.loader import LoadedModel
 
-_Item = TypeVar("_Item")
 _Found = TypeVar("_Found")
 LAYERS_PER_FILE = 8
+MOST_THREADS = 4
 PROBE_TOKENS = 1  # one forward pass reads every kept entry; more tokens only cost time
 PROBE_VOCABULARY_STEP = 16  # every so many logits are compared
 # Share of the probe logits' range by which two machines or number formats may differ.
 PROBE_TOLERANCE = 0.02
 _STATE_FILE = "state.safetensors"
 _FREE_BYTES_MARGIN = 64 * 1024 * 1024
+_SIDES = [[side] for side in manifests.SIDES]  # the names of a layer's floats, and packed ones
+_LOWS = [(side + LOW).split(".") for side in manifests.SIDES]
 _FLOATS = {str(dtype): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16)}
 _SOME = slice(None, None, PROBE_VOCABULARY_STEP)
 
@@ -66,9 +68,8 @@ def save_snapshot(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        contents = _contents(cache, model, finished=cache.frozen and not goes_on)
         files, tensors = {}, {}
-        for name, parts in contents.items():
+        for name, parts in _contents(cache, model, finished=cache.frozen and not goes_on):
             files[name] = _write_tensors(temporary / name, parts)
             tensors.update({key: _tensor_record(name, part) for key, part in parts.items()})
         manifest = manifests.describe(
@@ -103,7 +104,8 @@ def load_snapshot(
     manifests.check_shapes(manifest, model.geometry)
     tensors: dict[str, Tensor] = {}
     for name, record in manifest["files"].items():
-        tensors.update(_read_tensors(folder, name, record, manifest["tensors"]))
+        found = _read_tensors(folder, name, record, manifest["tensors"])
+        tensors |= _unpacked(name, found, str(manifest["quantisation"]["dtype"]))
     cache = _rebuilt(manifest, tensors, model)
     if manifest["complete"]:
         cache.freeze()
@@ -113,13 +115,17 @@ def load_snapshot(
 
 def _contents(
     cache: DocCache, model: LoadedModel, *, finished: bool
-) -> dict[str, dict[str, Tensor]]:
-    """File name -> tensor name -> tensor, all on the CPU."""
-    contents: dict[str, dict[str, Tensor]] = {}
-    found = _at_once(lambda layer: _layer_tensors(layer, finished=finished), cache.layers)
-    for number, tensors in enumerate(found):
-        parts = contents.setdefault(f"layers-{number // LAYERS_PER_FILE:03d}.safetensors", {})
-        parts |= {f"{number:03d}.{name}": t for name, t in tensors.items()}
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """File names, and by its name each tensor of the file, on the CPU; one file at a time."""
+    for first in range(0, len(cache.layers), LAYERS_PER_FILE):
+        parts: dict[str, Tensor] = {}
+        for number, layer in enumerate(cache.layers[first : first + LAYERS_PER_FILE], first):
+            found = _layer_tensors(layer, finished=finished)
+            parts |= {f"{number:03d}.{name}": t.cpu().contiguous() for name, t in found.items()}
+        yield (
+            f"layers-{first // LAYERS_PER_FILE:03d}.safetensors",
+            _packed(parts) if finished else parts,
+        )
     state = {"token_ids": cache.token_ids.to(torch.int32)}
     if cache.last_logits is not None:
         logits = cache.last_logits.cpu()
@@ -127,25 +133,40 @@ def _contents(
     if cache.frozen:
         state["probe_logits"] = _probe_logits(cache, model)
     state |= {f"scorer.{key}": t.cpu().contiguous() for key, t in cache.scorer_state.items()}
-    contents[_STATE_FILE] = state
-    return contents
+    yield _STATE_FILE, state
 
 
-def _at_once(work: Callable[[_Item], _Found], items: Iterable[_Item]) -> list[_Found]:
-    """work of every item, in as many threads as torch has: zlib lets others run meanwhile."""
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return list(pool.map(work, items))
+def _packed(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A file's tensors with their keys and values in fewer bytes."""
+    sides = [name for name in parts if name.split(".")[1:] in _SIDES]
+    packed = _at_once(lambda name: packed_floats(name, parts[name]), sides)
+    rest = {name: t for name, t in parts.items() if name not in sides}
+    return {name: t for found in (rest, *packed) for name, t in found.items()}
+
+
+def _unpacked(file: str, parts: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    """The inverse of `_packed`. Raises SnapshotCorrupt where parts do not fit together."""
+    sides = [name.removesuffix(LOW) for name in parts if name.split(".")[1:] in _LOWS]
+    try:
+        found = _at_once(lambda name: unpacked_floats(name, parts, _FLOATS[dtype]), sides)
+    except (KeyError, AssertionError) as error:
+        raise SnapshotCorrupt(file, f"holds parts that do not fit together ({error})") from error
+    packed = {name + end for name in sides for end in (LOW, HIGH)}
+    rest = {name: t for name, t in parts.items() if name not in packed}
+    return rest | dict(zip(sides, found, strict=True))
+
+
+def _at_once(work: Callable[[str], _Found], names: Sequence[str]) -> list[_Found]:
+    """work of every name, in a few threads: zlib lets others run meanwhile."""
+    with ThreadPoolExecutor(min(MOST_THREADS, torch.get_num_threads())) as pool:
+        return list(pool.map(work, names))
 
 
 def _layer_tensors(layer: LayerCache, *, finished: bool) -> dict[str, Tensor]:
-    """A layer by its names in the file, on the CPU; what is finished takes fewer bytes."""
+    """A layer by its names in the file."""
     found = packed_entries(layer.positions, layer.scores, layer.offsets, finished=finished)
     for side in manifests.SIDES:
         found |= _side_tensors(side, getattr(layer, side))
-    found = {name: t.cpu().contiguous() for name, t in found.items()}
-    if finished:
-        for side in manifests.SIDES:
-            found |= packed_floats(side, found.pop(side))
     return found
 
 
@@ -266,10 +287,8 @@ def _rebuilt(manifest: dict[str, Any], tensors: dict[str, Tensor], model: Loaded
         last = tensors.get("last_logits")
         quant = manifest["quantisation"]
         device = torch.device(model.device)
-        layers = _at_once(
-            lambda number: _layer(manifest, tensors, number, device),
-            range(len(manifest["offsets"])),
-        )
+        numbers = range(len(manifest["offsets"]))
+        layers = [_layer(manifest, tensors, number, device) for number in numbers]
         cache = DocCache(
             model.geometry,
             model.rotary,
@@ -295,12 +314,9 @@ def _rebuilt(manifest: dict[str, Any], tensors: dict[str, Tensor], model: Loaded
 def _layer(
     manifest: dict[str, Any], tensors: dict[str, Tensor], number: int, device: torch.device
 ) -> LayerCache:
-    """One layer's entries on the device, from the tensors on the CPU."""
+    """One layer's entries on the device."""
     own, quant = f"{number:03d}.", manifest["quantisation"]
-    parts = {k.removeprefix(own): t for k, t in tensors.items() if k.startswith(own)}
-    dtype = _FLOATS[quant["dtype"]]
-    parts |= {side: unpacked_floats(side, parts, dtype) for side in manifests.SIDES}
-    parts = {name: t.to(device) for name, t in parts.items()}
+    parts = {k.removeprefix(own): t.to(device) for k, t in tensors.items() if k.startswith(own)}
     offsets, n_coded = manifest["offsets"][number], manifest["n_coded"]
     keys = _side("keys", parts, offsets, n_coded["keys"][number], quant["k_bits"])
     values = _side("values", parts, offsets, n_coded["values"][number], quant["v_bits"])

@@ -35,6 +35,7 @@ from ingest.request import Request
 
 _PROGRESS_EVERY_S = 0.2
 LEAST_RECOVERED = 3  # letters and digits
+_OTHER_REASONS = {"pages_without_text", "pages_unreadable", "garbage_text"}
 _MAX_FILE_BYTES = 1024 * MIB  # what the worker itself may write
 OnPage = Callable[[int, int], None]
 
@@ -87,15 +88,19 @@ def parse(request: Request, on_page: OnPage) -> Document:
     if request.pages is not None:
         parsed.warnings.append(_part_warning(parsed))
     document = assemble(parsed, file_digest(request.path), request.limits.max_chars)
-    _check_recovered(document)
+    if request.pages is None:
+        _check_recovered(document)
     return document
 
 
 def _check_recovered(document: Document) -> None:
-    """Raises BrokenDocument for a repaired file of which hardly a word is left."""
-    repaired = any(warning.code == "repaired" for warning in document.warnings)
+    """Raises BrokenDocument for a repaired file of which hardly a word is left.
+
+    Not where a warning knows another reason, and what to do about it.
+    """
+    codes = {warning.code for warning in document.warnings}
     n = sum(char.isalnum() for char in document.text)
-    if repaired and n < LEAST_RECOVERED:
+    if "repaired" in codes and not codes & _OTHER_REASONS and n < LEAST_RECOVERED:
         raise BrokenDocument(
             f"The file is damaged: {n or 'no'} readable character{'' if n == 1 else 's'} "
             f"could be recovered from it.",

@@ -6,8 +6,9 @@ logits to bf16, so that a large logit would lose its digits. Therefore each quer
 to near zero first: a column of the queries subtracts the largest logit over a sample of the keys,
 inside the product and before the rounding. What is left near the top is small, and exact enough.
 
-Every product has one of a dozen shapes, however long a head is: a megabyte of code and description
-is kept for each shape that was ever seen, and heads differ in length from chunk to chunk.
+For a number of queries products have a dozen shapes, however long a head is: a megabyte of code and
+description is kept for each shape that was ever seen, and heads differ in length from chunk to
+chunk.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     if is_first_process():
         _tell_plan(found, rate)
     if args.plan:
-        if args.json:
+        if args.json and is_first_process():
             print_json({"plan": _plan_values(found, rate)})
         return 0
     need_disk(paths.models, found.disk_bytes, "The recordings of this training")

@@ -200,6 +200,7 @@ def test_another_process_of_a_training_writes_and_prints_nothing(
     code, found, err = called(capsys, "--data", data, "--out", mine)
     assert code == 0 and found is None and not mine.exists()
     assert "About" not in err and "Round" not in err, "one process tells what all do"
+    assert called(capsys, "--data", data, "--plan")[:2] == (0, None)
 
 
 def test_heads_of_another_kind_are_nothing_to_go_on_from(

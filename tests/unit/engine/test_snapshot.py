@@ -216,11 +216,11 @@ def test_packed_floats_that_do_not_fit_together_are_refused(
     model = tiny_model()
 
     def harmed(name: str, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        parts = packed_floats(name, rows)
-        assert set(parts) == {f"{name}.low", f"{name}.high"}
-        if name == "keys":
+        parts = packed_floats("keys", rows)
+        assert set(parts) == {"keys.low", "keys.high"}
+        if name == "001.keys":
             harm(parts)
-        return parts
+        return {part.replace("keys", name): tensor for part, tensor in parts.items()}
 
     with monkeypatch.context() as patched:
         patched.setattr(snapshot, "packed_floats", harmed)
@@ -228,6 +228,54 @@ def test_packed_floats_that_do_not_fit_together_are_refused(
         saved(tmp_path / "s", model)
     with pytest.raises(SnapshotCorrupt):
         load_snapshot(tmp_path / "s", model=model)
+
+
+@pytest.mark.parametrize("dtype", [["torch.float32"], {"a": 1}, 7, "torch.int8"])
+def test_a_sealed_manifest_of_odd_floats_is_refused(
+    dtype: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.stored_floats.LEAST_NBYTES", 0)
+    model = tiny_model()
+    saved(tmp_path / "s", model)
+    manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
+    manifest.pop("digest")
+    manifest["quantisation"]["dtype"] = dtype
+    snapshot.manifests.write(tmp_path / "s", manifest)
+    with pytest.raises(SnapshotCorrupt):
+        load_snapshot(tmp_path / "s", model=model)
+
+
+def test_files_are_packed_one_after_the_other_in_a_few_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The packed copies of a large cache would double it; torch's threads would multiply."""
+    monkeypatch.setattr("engine.stored_floats.LEAST_NBYTES", 0)
+    monkeypatch.setattr(snapshot, "LAYERS_PER_FILE", 1)
+    monkeypatch.setattr(snapshot.torch, "get_num_threads", lambda: 64)
+    events: list[str] = []
+    write, pack = snapshot._write_tensors, snapshot.packed_floats
+    workers: list[int] = []
+    pool = snapshot.ThreadPoolExecutor
+
+    def noted(name: str, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        events.append(name)
+        return pack(name, rows)
+
+    def written(path: Path, parts: dict[str, torch.Tensor]) -> object:
+        events.append(path.name)
+        return write(path, parts)
+
+    def counted(n: int) -> object:
+        workers.append(n)
+        return pool(n)
+
+    monkeypatch.setattr(snapshot, "packed_floats", noted)
+    monkeypatch.setattr(snapshot, "_write_tensors", written)
+    monkeypatch.setattr(snapshot, "ThreadPoolExecutor", counted)
+    saved(tmp_path / "s", tiny_model())
+    assert sorted(events[:2]) == ["000.keys", "000.values"]
+    assert events[2] == "layers-000.safetensors" and events[5] == "layers-001.safetensors"
+    assert max(workers) <= 4
 
 
 def test_a_finished_session_in_16_bits_is_smaller_than_its_cache(

@@ -364,6 +364,13 @@ def test_a_repaired_file_of_which_hardly_a_letter_is_left_is_broken(
     assert "again" in refused.value.next_step
 
 
+def test_a_page_of_hardly_a_letter_in_a_repaired_file_is_read(tmp_path: Path) -> None:
+    path = make_pdf(tmp_path / "b.pdf", [["A first page of words."], ["ii"], ["A third."]])
+    path.write_bytes(path.read_bytes()[:-60])
+    document = read_here(path, pages=(2, 2))
+    assert document.text.strip() == "ii" and "repaired" in codes(document)
+
+
 def test_a_whole_file_of_one_letter_is_read(tmp_path: Path) -> None:
     assert read_here(make_pdf(tmp_path / "a.pdf", [["a"]])).text.strip() == "a"
 
