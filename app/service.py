@@ -261,9 +261,10 @@ class Reader:
         return choice
 
     def _begin_packing(self, model: LoadedModel) -> Future[DecoderChoice]:
-        from engine.decoding import choose_decoder
+        from engine.decoding import check_answer_format, choose_decoder
         from engine.numeric import CACHE_NAME
 
+        check_answer_format(self.answer_weights, model.device)
         cache_file = self.paths.models / CACHE_NAME
         pool = ThreadPoolExecutor(1, "packing")
         found = pool.submit(choose_decoder, model, self.answer_weights, cache_file=cache_file)
@@ -286,7 +287,6 @@ class Reader:
         download: bool = True,
     ) -> LoadedModel:
         """The loaded model of this name; one is held at a time."""
-        from engine.decoding import check_answer_format
         from engine.loader import load_model
         from engine.registry import default_model
 
@@ -305,10 +305,8 @@ class Reader:
                 on_message=self.announce,
             )
             if self.asks:
-                check_answer_format(self.answer_weights, loaded.device)
-            self._model = (key, loaded)
-            if self.asks:
                 self._decoder = self._begin_packing(loaded)
+            self._model = (key, loaded)
         return self._model[1]
 
     def _job(
