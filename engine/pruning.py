@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from torch import Tensor
 from engine.cache import DocCache, LayerCache
 from engine.eviction import EvictionConfig, HeadEntries, select
 from engine.splits import Split, splits_of
+from kernels import compact
+from kernels.selection import LayerRows
 
 
 def pruned(
@@ -55,7 +58,27 @@ def _gathered(
     splits: tuple[list[Split], list[Split]],
     scores: list[Tensor],
 ) -> LayerCache:
-    kept = torch.cat([s[rows] for s, rows in zip(scores, chosen, strict=True)])
     index = torch.cat([rows + layer.offsets[head] for head, rows in enumerate(chosen)])
+    scored = torch.cat(scores)
+    if layer.keys.codes is None and layer.values.codes is None:
+        return _compacted(layer, index, scored, list(accumulate(map(len, chosen), initial=0)))
     keys, values = layer.keys.taken(chosen, splits[0]), layer.values.taken(chosen, splits[1])
-    return LayerCache(keys, values, layer.positions[index], kept)
+    return LayerCache(keys, values, layer.positions[index], scored[index])
+
+
+def _compacted(layer: LayerCache, index: Tensor, scores: Tensor, offsets: list[int]) -> LayerCache:
+    """A layer without codes: all its rows lie in one order, and move in one pass.
+
+    index    the kept entries over all heads, ascending
+    scores   [n] fp32, those to keep them by
+    offsets  where the heads begin afterwards
+    """
+    keep = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
+    keep[index] = True
+    whole = LayerRows(layer.keys.fine, layer.values.fine, layer.positions, scores)
+    left = compact(whole, keep, len(index))
+    keys, values = (
+        replace(side, fine=fine, offsets=tuple(offsets))
+        for side, fine in ((layer.keys, left.keys), (layer.values, left.values))
+    )
+    return LayerCache(keys, values, left.positions, left.scores)

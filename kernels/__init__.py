@@ -19,6 +19,7 @@ from kernels.chunk import History
 from kernels.quantise import Codes
 from kernels.ragged import RaggedEntries
 from kernels.reference import key_mass, merge
+from kernels.selection import LayerRows
 
 __all__ = [
     "History",
@@ -28,6 +29,7 @@ __all__ = [
     "attend_chunk",
     "attend_ragged",
     "backend_for",
+    "compact",
     "describe",
     "force",
     "from_codes",
@@ -149,6 +151,15 @@ def keep_mask(
 
         return triton_selection.keep_mask(*given)
     return selection.keep_mask(*given)
+
+
+def compact(rows: LayerRows, keep: Tensor, n_kept: int) -> LayerRows:
+    """The kept rows of a layer, close together and in their order (kernels.selection)."""
+    if fuses(keep.device):
+        from kernels import triton_selection
+
+        return triton_selection.compact(rows, keep, n_kept)
+    return selection.compact(rows, keep, n_kept)
 
 
 def retaining_scores(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from engine.eviction import EvictionConfig
 from engine.fused import FusedLayer
 from engine.generate import forward
 from engine.prefill import PrefillConfig, prefill
+from engine.pruning import pruned
 from engine.quantisation import QuantConfig
 from engine.scorers.keydiff import KeyDiffScorer
 from heads.retaining import HeadCard, HeadScorer, LocretHead, RetainingHead
@@ -37,7 +38,7 @@ KERNELS: dict[Any, tuple[str, ...]] = {
     triton_chunk: ("attend_chunk",),
     triton_quantise: ("quantise", "dequantise"),
     triton_retaining: ("retaining_scores", "locret_scores"),
-    triton_selection: ("keep_mask",),
+    triton_selection: ("keep_mask", "compact"),
 }
 
 TEXT, QUESTION = tokens(90), tokens(3, 5)
@@ -111,6 +112,30 @@ def test_a_document_is_read_to_the_same_cache(scorer: str, monkeypatch: pytest.M
                 one, other = (rows.floats(head, torch.float32) for rows in (x, y))
                 torch.testing.assert_close(other, one, atol=0.03, rtol=0.03)
     torch.testing.assert_close(found.last_logits, expected.last_logits, atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("bits", [(16, 16), (8, 4)])
+def test_a_whole_cache_is_pruned_alike(
+    bits: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = tiny_model(hidden_size=256)
+    whole = read(model, bits, "original")
+    scores: Any = {
+        n: [torch.rand(length, generator=torch.Generator().manual_seed(n)) for length in lengths]
+        for n, lengths in enumerate(layer.lengths for layer in whole.layers)
+    }
+    rules = EvictionConfig(20, "global", sink_tokens=2, stabilizer_tokens=4, local_tokens=4)
+    expected = pruned(whole, scores, rules)
+    used = watch(monkeypatch)
+    with kernels.force("triton"):
+        found = pruned(whole, scores, rules)
+    # Codes and fine rows lie apart, so that entries with codes are gathered head by head.
+    assert used == ({"keep_mask", "compact"} if bits == (16, 16) else {"keep_mask"})
+    for a, b in zip(expected.layers, found.layers, strict=True):
+        assert a.offsets == b.offsets and torch.equal(a.positions, b.positions)
+        assert torch.equal(a.scores, b.scores)
+        for x, y in ((a.keys, b.keys), (a.values, b.values)):
+            assert torch.equal(x.fine, y.fine)
 
 
 @pytest.mark.parametrize("bits", [(8, 8), (8, 4), (2, 2)])
