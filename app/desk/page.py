@@ -2,7 +2,9 @@
 
 No event does any work. A click changes the tab's seat, a timer looks at the worker; both answer
 with the same list of outputs, in which only what changed is sent. Answers are numbered, and every
-event says which was laid on last: where one was lost or overtaken, everything is sent again.
+event says which was laid on last: where one was lost or overtaken, everything is sent again. A
+timer asks again only when its last answer has been laid on, so that one which never is would end
+it; a second, slow timer keeps the page going then.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from app.desk.uploads import Uploads
 
 BUSY_TICK_S = 0.2
 IDLE_TICK_S = 1.5
+SPARE_TICK_S = 4.0
 FILE_TYPES = [
     ".pdf", ".epub", ".mobi", ".azw3", ".fb2", ".xps", ".oxps", ".docx",
     ".txt", ".md", ".markdown", ".html", ".htm", ".xhtml",
@@ -51,6 +54,7 @@ class Page:
             self.place = gr.Textbox(visible="hidden", elem_id="place", show_label=False)
             self.seen = gr.Textbox(visible="hidden", elem_id="seen", show_label=False)
             self.timer = gr.Timer(BUSY_TICK_S)
+            self.spare_timer = gr.Timer(SPARE_TICK_S)
             with gr.Row(elem_id="desk", equal_height=False):
                 with gr.Column(elem_id="side", scale=0, min_width=280):
                     self._side()
@@ -190,6 +194,7 @@ class Page:
         on(self.ask.click, Seat.ask, [self.question], clears=[self.question])
         on(self.stop.click, Seat.stop)
         on(self.timer.tick, None)
+        on(self.spare_timer.tick, None)
         self.place.change(
             None, [self.place], None, js=_REMEMBER, queue=False, show_progress="hidden"
         )

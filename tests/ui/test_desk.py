@@ -208,6 +208,27 @@ def test_an_answer_that_comes_late_does_not_leave_an_old_picture(tab: Tab, pdf: 
     page.unroute_all()
 
 
+def test_a_look_that_is_never_answered_does_not_freeze_the_page(tab: Tab, pdf: Path) -> None:
+    """A timer waits for its answer before it asks again; one that is lost must not end all."""
+    page = tab.page
+    tab.drop(pdf)
+    page.wait_for_selector("#read:visible")
+    lost: list[Route] = []
+
+    def lose_one(route: Route) -> None:
+        data = json.loads(route.request.post_data or "{}")
+        if not lost and len(data["data"]) == 1:  # what was seen: the timer's question
+            lost.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/run/predict*", lose_one)
+    until(lambda: bool(page.wait_for_timeout(50) or lost), "the timer asks")
+    page.click("#read")
+    page.wait_for_selector(CHAT)
+    page.unroute_all(behavior="ignoreErrors")
+
+
 def test_a_locked_document_asks_for_its_password(tab: Tab, tmp_path: Path) -> None:
     page = tab.page
     locked = tmp_path / "locked.pdf"
