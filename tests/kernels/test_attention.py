@@ -39,6 +39,25 @@ def test_attend_causal(n: int, dtype: torch.dtype, tolerance: float) -> None:
     torch.testing.assert_close(lse, expected_lse, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_merge_weighs_by_the_sums_however_far_apart_they_are(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(2, 6, 8, generator=generator).to(dtype) for _ in range(2))
+    lse_a = torch.tensor([0.0, 3.0, -80.0, 300.0, 0.0, -float("inf")]).expand(2, 6)
+    lse_b = torch.tensor([0.0, 1.0, 90.0, -20.0, -float("inf"), 2.0]).expand(2, 6)
+    out, lse = kernels.merge(a, lse_a, b, lse_b)
+    exact = torch.logaddexp(lse_a.double(), lse_b.double())
+    parts = [
+        (x.double(), (y.double() - exact).exp()[..., None]) for x, y in ((a, lse_a), (b, lse_b))
+    ]
+    expected = parts[0][0] * parts[0][1] + parts[1][0] * parts[1][1]
+    assert out.dtype == dtype
+    close = 1e-6 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(out.double(), expected, atol=close, rtol=close)
+    torch.testing.assert_close(lse.double(), exact, atol=1e-5, rtol=1e-6)
+    assert torch.equal(out[:, 4], a[:, 4]) and torch.equal(out[:, 5], b[:, 5])
+
+
 @pytest.mark.parametrize("split", [1, 100, 256])
 def test_merged_halves_equal_the_whole(split: int) -> None:
     q, k, v = inputs(63, 257, 64, torch.float32)
