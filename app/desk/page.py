@@ -9,6 +9,7 @@ it; a second, slow timer keeps the page going then.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from app.desk.uploads import Uploads
 
 BUSY_TICK_S = 0.2
 IDLE_TICK_S = 1.5
-SPARE_TICK_S = 4.0
+SPARE_TICK_S = 5.0
+QUIET_S = 2.5  # unasked for so long, a tab has lost its timer
 FILE_TYPES = [
     ".pdf", ".epub", ".mobi", ".azw3", ".fb2", ".xps", ".oxps", ".docx",
     ".txt", ".md", ".markdown", ".html", ".htm", ".xhtml",
@@ -194,7 +196,7 @@ class Page:
         on(self.ask.click, Seat.ask, [self.question], clears=[self.question])
         on(self.stop.click, Seat.stop)
         on(self.timer.tick, None)
-        on(self.spare_timer.tick, None)
+        on(self.spare_timer.tick, None, spare=True)
         self.place.change(
             None, [self.place], None, js=_REMEMBER, queue=False, show_progress="hidden"
         )
@@ -207,14 +209,21 @@ class Page:
         *,
         clears: list[Any] | None = None,
         js: str | None = None,
+        spare: bool = False,
     ) -> None:
-        """Connect an event to an action of the tab's seat (None: only look)."""
+        """Connect an event to an action of the tab's seat (None: only look).
+
+        spare  look only if nobody has for a while
+        """
 
         is_load = action is Seat.load
 
         def run(request: gr.Request, *given: Any) -> Updates:
             seat = self.seats.of(request.session_hash)
             with seat.lock:
+                if spare and time.monotonic() < seat.looked_at_s + QUIET_S:
+                    return {self.timer: gr.skip()}
+                seat.looked_at_s = time.monotonic()
                 seen, given = (0, given) if is_load else (_number(given[0]), given[1:])
                 if seen != seat.n_sent:
                     seat.shown = None

@@ -38,6 +38,7 @@ class Seat:
         self.lock = threading.RLock()
         self.shown: Picture | None = None
         self.n_sent = 0
+        self.looked_at_s = 0.0  # when the tab asked last, on the monotonic clock
         self.pages_sent: tuple[int, object] = (0, None)  # in which answer, and what for
 
     def look(self) -> Picture:

@@ -10,6 +10,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
+from app.desk import page as page_module
 from app.desk.page import Page
 from app.desk.picture import Picture
 from app.desk.seat import Seat
@@ -104,3 +105,20 @@ def test_pages_that_never_arrived_are_sent_again(tab: Tab) -> None:
     tab.send(tab.page.timer, "tick")
     tab.tick()
     assert (tab.shown[tab.page.first], tab.shown[tab.page.last]) == ("1", "900")
+
+
+def test_the_spare_timer_looks_only_where_the_first_has_fallen_silent(
+    tab: Tab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(page_module.time, "monotonic", lambda: now)
+    tab.tick()
+    tab.shown["picture"] = CHAT
+    assert set(tab.send(tab.page.spare_timer, "tick")) == {tab.page.timer}
+    now += page_module.SPARE_TICK_S
+    for _ in range(2):
+        tab.lay_on(tab.send(tab.page.spare_timer, "tick"))
+        assert tab.shown["chat"] is True
+        now += page_module.SPARE_TICK_S
+        tab.shown |= {"chat": False, "picture": replace(CHAT, can_ask=not tab.shown["chat"])}
+        tab.shown[tab.page.seen] = "0"
