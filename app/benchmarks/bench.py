@@ -126,12 +126,15 @@ class Bench:
 
     @cached_property
     def decoder(self) -> DecoderChoice:
-        """What answers are computed with, as in the application."""
+        """What answers are computed with, as in the application. Raises ParityRed."""
+        from app.benchmarks import parity
         from engine.decoding import choose_decoder
         from engine.numeric import CACHE_NAME
 
         cache_file = Path(self.request.models_dir) / CACHE_NAME
-        return choose_decoder(self.model, self.request.answer_weights, cache_file=cache_file)
+        choice = choose_decoder(self.model, self.request.answer_weights, cache_file=cache_file)
+        self.parity |= parity.check_answers(choice, self.ids(parity.N_TOKENS))
+        return choice
 
     def config(self, scorer: Scorer) -> PrefillConfig:
         """How documents are read here, with the allocation that suits the scorer."""

@@ -2,7 +2,8 @@
 
 Kernels against kernels.reference on random inputs of odd sizes, and those that store, choose and
 score against the plain ones; then the model itself, read in chunks, and asked on a view, against
-one un-chunked, un-pruned reading; and asked on a cache of codes, against plain attention over them.
+one un-chunked, un-pruned reading; and asked on a cache of codes, against plain attention over
+them. What answers (engine.decoding) is held against the model's own modules once it is chosen.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from kernels import quantise as codes_of_rows
 from kernels import reference, retaining, selection
 
 if TYPE_CHECKING:
+    from engine.decoding import DecoderChoice
     from engine.loader import LoadedModel
     from engine.prefill import PrefillConfig
 
@@ -31,6 +33,8 @@ N_DOCUMENT = 40  # of which the rest is asked, all but one token at once
 # Largest difference as a share of the plain result's range.
 TOLERANCE_FP32 = 1e-3
 TOLERANCE_16_BIT = 2e-2
+# Of answers on packed weights, which round: what a wrong scale or order of rows goes far beyond.
+TOLERANCE_PACKED = {"fp16": 4e-2, "int8": 8e-2, "int4": 0.3, "nf4": 0.3}
 
 
 def check(model: LoadedModel) -> dict[str, float | None]:
@@ -47,13 +51,30 @@ def check(model: LoadedModel) -> dict[str, float | None]:
         "coded": _coded(model),
     }
     for name, worst in found.items():
-        if not worst <= tolerance:
-            raise ParityRed(
-                f"Parity is red: {name} differs from the plain computation by {worst:.2g} of its "
-                f"range, {tolerance:.2g} is allowed.",
-                "No figure is printed; run `python launch.py test` to find out more.",
-            )
+        _require(name, worst, tolerance)
     return {**{name: figure(worst) for name, worst in found.items()}, "tolerance": tolerance}
+
+
+def check_answers(choice: DecoderChoice, ids: list[int]) -> dict[str, float | None]:
+    """The logits of what answers, of several tokens and of one, beside the model's own modules.
+
+    ids     N_TOKENS of a text: what few bits do to tokens drawn by chance says little
+    Raises  ParityRed
+    """
+    usual = TOLERANCE_FP32 if choice.model.weights == "fp32" else TOLERANCE_16_BIT
+    tolerance = TOLERANCE_PACKED.get(choice.format, usual)
+    worst = _answers(choice, ids)
+    _require("answers", worst, tolerance)
+    return {"answers": figure(worst), "answers_tolerance": tolerance}
+
+
+def _require(name: str, worst: float, tolerance: float) -> None:
+    if not worst <= tolerance:
+        raise ParityRed(
+            f"Parity is red: {name} differs from the plain computation by {worst:.2g} of its "
+            f"range, {tolerance:.2g} is allowed.",
+            "No figure is printed; run `python launch.py test` to find out more.",
+        )
 
 
 def difference(found: Tensor, plain: Tensor) -> float:
@@ -169,6 +190,26 @@ def _view(model: LoadedModel) -> float:
     view = document.view()
     forward(model, view, ids[N_DOCUMENT:-1])
     return difference(forward(model, view, ids[-1:]), _whole(model))
+
+
+def _answers(choice: DecoderChoice, ids: list[int]) -> float:
+    """A question of several tokens, each looked at, and one single step."""
+    from engine.generate import StockDecoder
+    from engine.prefill import prefill
+    from engine.scorers.recency import RecencyScorer
+
+    model = choice.model
+    document = prefill(model, ids[:N_DOCUMENT], _config(N_TOKENS, model), RecencyScorer())
+    found, plain = (
+        torch.cat(
+            [decoder.forward_all(view, ids[N_DOCUMENT:-1]), decoder.forward(view, ids[-1:])[None]]
+        )
+        for decoder, view in (
+            (choice.decoder, document.view()),
+            (StockDecoder(model), document.view()),
+        )
+    )
+    return difference(found, plain)
 
 
 def _coded(model: LoadedModel) -> float:

@@ -20,6 +20,7 @@ from app.cli import main
 from app.progress import ProgressLine
 from engine.errors import InvalidSetting
 from engine.geometry import ModelGeometry
+from engine.lean import LeanDecoder
 from engine.quantisation import QuantConfig
 from tests.unit.app.tiny_reader import tiny_loaded, use_tiny_model
 
@@ -270,6 +271,21 @@ def test_what_stores_chooses_and_scores_is_looked_at_too(
     monkeypatch.setattr(kernels, name, lambda *given: a_little_more(right(*given)))
     code, out, err = benched(capsys, benchmark, "--lengths", "256")
     assert code == 1 and out == "" and "Parity is red: stored" in err
+
+
+@pytest.mark.parametrize("format", ["same", "int8"])
+def test_what_answers_is_looked_at_before_it_is_timed(
+    format: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["decode", "--lengths", "256", "--answer-weights", format]
+    code, out, err = benched(capsys, *given, "--json")
+    assert code == 0, err
+    found = json.loads(out)["parity"]
+    assert found["answers"] <= found["answers_tolerance"]
+    right = LeanDecoder.forward
+    monkeypatch.setattr(LeanDecoder, "forward", lambda *given: 0.5 * right(*given))
+    code, out, err = benched(capsys, *given)
+    assert code == 1 and out == "" and "Parity is red: answers" in err
 
 
 def test_attention_over_codes_is_held_against_the_plain_one(
