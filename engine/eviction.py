@@ -16,7 +16,7 @@ from torch import Tensor
 
 import kernels
 from engine.errors import InvalidSetting
-from kernels.selection import offsets_after
+from kernels.selection import kept_indices, offsets_after
 
 Allocation = Literal["uniform", "per_layer", "global", "profile"]
 ALLOCATIONS: tuple[str, ...] = ("uniform", "per_layer", "global", "profile")
@@ -195,11 +195,10 @@ def _stay(
     n_seen: int,
     last: bool,
 ) -> list[Tensor]:
-    """The kept indices of each row of one pool, ascending; two figures are asked of the device."""
+    """The kept indices of each row of one pool, ascending; the device is asked once."""
     scores = torch.cat([e.scores for e in rows])
     positions = torch.cat([e.positions for e in rows])
-    if bool(torch.isnan(scores).any()):
-        raise AssertionError("a scorer returned NaN")
+    unsound = torch.isnan(scores).any()
     largest = torch.finfo(torch.float32).max
     starts = [0, *accumulate(len(e.scores) for e in rows)]
     offsets = torch.tensor(starts, dtype=torch.int32, device=scores.device)
@@ -212,8 +211,10 @@ def _stay(
         budget,
         ceiling,
     )
-    counts = offsets_after(keep, offsets).diff().tolist()
-    found = keep.nonzero().flatten().split(counts)
+    *counts, is_unsound = torch.cat([offsets_after(keep, offsets).diff(), unsound[None]]).tolist()
+    if is_unsound:
+        raise AssertionError("a scorer returned NaN")
+    found = kept_indices(keep, sum(counts)).split(counts)
     return [index - start for index, start in zip(found, starts, strict=False)]
 
 

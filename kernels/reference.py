@@ -44,10 +44,12 @@ def _finish(logits: Tensor, q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
     """Join two attentions of the same queries over disjoint keys, by log-sum-exp.
 
+    Without keys an attention is 0 and its log-sum-exp minus infinity; two such give another.
     The second has a part of sigmoid(lse_b - lse_a) of the whole: half as many operations, which are
     launches on a card, as two weights would take.
     """
-    part_b = torch.sigmoid(lse_b - lse_a)[..., None]
+    apart = torch.nan_to_num(lse_b - lse_a, nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+    part_b = torch.sigmoid(apart)[..., None]
     out = torch.lerp(out_a.float(), out_b.float(), part_b)
     return out.to(out_a.dtype), torch.logaddexp(lse_a, lse_b)
 

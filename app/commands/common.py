@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import signal
 import sys
 from collections.abc import Iterator
@@ -211,6 +212,17 @@ class StopSwitch:
 
 def _budget(text: str) -> int:
     return 0 if text == "all" else positive(text)
+
+
+def gib(text: str) -> float:
+    """A size in GiB: a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a size")
+    return value
 
 
 def positive(text: str) -> int:

@@ -39,6 +39,12 @@ def test_attend_causal(n: int, dtype: torch.dtype, tolerance: float) -> None:
     torch.testing.assert_close(lse, expected_lse, atol=tolerance, rtol=tolerance)
 
 
+def test_two_attentions_over_nothing_are_one() -> None:
+    out, nothing = torch.zeros(2, 3, 8), torch.full((2, 3), -torch.inf)
+    merged, lse = kernels.merge(out, nothing, out, nothing)
+    assert torch.equal(merged, out) and torch.equal(lse, nothing)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_merge_weighs_by_the_sums_however_far_apart_they_are(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)

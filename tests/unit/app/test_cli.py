@@ -312,6 +312,14 @@ def test_the_sum_of_a_large_model_on_a_small_card(capsys: pytest.CaptureFixture[
     assert "does not fit 12.0 GiB" in text and "kv_cache" in text and "2.00 GiB" in text
 
 
+@pytest.mark.parametrize("memory", ["nan", "inf", "0", "-1", "much"])
+def test_a_card_has_a_size(memory: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["models", "show", "llama-3.1-8b", f"--memory={memory}"])
+    assert ended.value.code == 2
+    assert memory in capsys.readouterr().err
+
+
 def test_a_sum_needs_a_model_that_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "show"]) == 2
     assert main(["models", "show", "no-such"]) != 0
