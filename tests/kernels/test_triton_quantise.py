@@ -58,7 +58,7 @@ def test_codes_are_the_plain_versions(bits: int, n: int, head_dim: int, dtype: t
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize(("n", "head_dim", "dtype"), SIZES[:4])
+@pytest.mark.parametrize(("n", "head_dim", "dtype"), [*SIZES[:4], (5, 256, torch.float16)])
 def test_rows_come_back_to_the_last_bit(
     bits: int, n: int, head_dim: int, dtype: torch.dtype
 ) -> None:
@@ -96,16 +96,26 @@ def test_no_rows_give_no_codes_and_odd_widths_are_refused() -> None:
         fused.quantise(torch.zeros(1, 64), 3)
 
 
+# Each width, each number of bits and each format once or more.
+COMPILED = [
+    (64, 4, torch.bfloat16),
+    (96, 2, torch.float16),
+    (128, 8, torch.bfloat16),
+    (256, 8, torch.float16),
+]
+
+
 def test_it_compiles_for_every_card() -> None:
-    wide, narrow = (rows(63, d, torch.bfloat16) for d in (128, 96))
-    codes = plain.quantise(wide, 4)
-    launches = [
-        *recorded([fused.quantise_rows], lambda: fused.quantise(wide, 8)),
-        *recorded([fused.quantise_rows], lambda: fused.quantise(narrow, 2)),
-        *recorded([fused.dequantise_rows], lambda: fused.dequantise(codes, torch.bfloat16)),
-    ]
+    launches = []
+    for head_dim, bits, dtype in COMPILED:
+        x = rows(63, head_dim, dtype)
+        codes = plain.quantise(x.float(), bits)
+        launches += recorded([fused.quantise_rows], lambda x=x, b=bits: fused.quantise(x, b))
+        launches += recorded(
+            [fused.dequantise_rows], lambda c=codes, t=dtype: fused.dequantise(c, t)
+        )
     compiled = compile_all(launches)
-    assert len(compiled) == 3 * 5
+    assert len(compiled) == 2 * len(COMPILED) * 5
     for launch, capability, made in compiled:
         assert made.cubin_bytes > 0 and made.shared_bytes <= SHARED_LIMIT[capability], launch
         assert made.spill_bytes == 0, (launch, capability, made)

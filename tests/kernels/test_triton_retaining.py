@@ -111,6 +111,8 @@ def test_our_head(sizes: Ours) -> None:
         Locret(63, 2, 1, 128, 300, F32),
         Locret(63, 1, 3, 256, 160, BF16),
         Locret(1, 2, 6, 128, 160, F16),
+        Locret(3, 1, 4, 64, 160, BF16),
+        Locret(3, 2, 5, 96, 160, F32),
     ],
     ids=str,
 )
@@ -126,7 +128,9 @@ def test_locrets_head(sizes: Locret, activation: str) -> None:
 def test_many_rows_of_locrets_head() -> None:
     sizes = Locret(257, 1, 2, 64, 160, BF16)
     *rows, fc1, fc2 = sizes.inputs()
-    scores = fused.locret_scores(*rows, fc1, fc2, "silu")
+    with poisoned_memory() as given:
+        scores = fused.locret_scores(*rows, fc1, fc2, "silu")
+    assert given
     expected = plain.locret_scores(*rows, fc1, fc2, "silu")
     assert_close(scores, expected, sizes.dtype)
 
@@ -140,14 +144,18 @@ def test_what_lies_beside_a_row_is_not_read() -> None:
 
 
 def test_it_compiles_for_every_card() -> None:
-    locret = Locret(64, 8, 4, 128, 1024, BF16).inputs()
-    launches = recorded([fused.score_rows], lambda: fused.locret_scores(*locret, "silu"))
+    launches = []
+    for group, head_dim, dtype, activation in ((4, 128, BF16, "silu"), (7, 64, F16, "relu")):
+        locret = Locret(64, 2 * group, 2, head_dim, 1024, dtype).inputs()
+        launches += recorded(
+            [fused.score_rows], lambda x=locret, a=activation: fused.locret_scores(*x, a)
+        )
     for dtype in (BF16, F16, F32):
         ours = Ours(64, 896, 256, 2, dtype).inputs()
         launches += recorded([fused.score_rows], lambda: fused.retaining_scores(*ours))
     launches = [replace(x, constexprs={**x.constexprs, "AS_FLOAT": False}) for x in launches]
     compiled = compile_all(launches)
-    assert len(compiled) == 4 * 5
+    assert len(compiled) == 5 * 5
     for launch, capability, made in compiled:
         assert made.cubin_bytes > 0 and made.shared_bytes <= SHARED_LIMIT[capability], launch
         assert made.spill_bytes <= SPILLS, (launch, capability, made)

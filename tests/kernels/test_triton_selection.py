@@ -150,14 +150,27 @@ def test_a_fixed_capacity_is_cut_and_otherwise_left_alone() -> None:
         assert bool(is_poison(ours[21:]).all())
 
 
+# Rows as a model's heads have them, floats and codes.
+MOVES = [
+    (128, 16, 16, torch.bfloat16),
+    (64, 8, 4, torch.bfloat16),
+    (256, 4, 4, torch.float16),
+]
+
+
 def test_it_compiles_for_every_card() -> None:
     given = ragged([63, 40], 0, "plain")
     selecting = [fused.mark_rows, fused.count_digits, fused.mark_pool]
     launches = recorded(selecting, lambda: fused.keep_mask(*given, 30, 20))
-    rows, keep = layer(63, 128, 16, 16, torch.bfloat16), torch.ones(63, device=DEVICE).bool()
-    launches += recorded([fused.move_rows], lambda: fused.compact(rows, keep, 63))
-    compiled = compile_all({launch.kernel: launch for launch in launches}.values())
-    assert len(compiled) == 4 * 5
+    keep = torch.ones(63, device=DEVICE).bool()
+    launches = list({launch.kernel: launch for launch in launches}.values())
+    moves = []
+    for head_dim, k_bits, v_bits, dtype in MOVES:
+        rows = layer(63, head_dim, k_bits, v_bits, dtype)
+        moves += recorded([fused.move_rows], lambda rows=rows: fused.compact(rows, keep, 63))
+    assert {move.constexprs["WITH_SCORES"] for move in moves} == {True, False}
+    compiled = compile_all([*launches, *moves])
+    assert len(compiled) == (3 + len(moves)) * 5
     for launch, capability, made in compiled:
         assert made.cubin_bytes > 0 and made.shared_bytes <= SHARED_LIMIT[capability], launch
         assert made.spill_bytes <= SPILLS, (launch, capability, made)
