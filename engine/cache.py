@@ -426,14 +426,8 @@ class CacheView:
 def attend_within(
     q: Tensor, k: Tensor, v: Tensor, scale: float, n_kv_heads: int
 ) -> tuple[Tensor, Tensor]:
-    """Causal attention of new tokens over themselves, packed: [n_kv_heads, group * n, d] and lse.
-
-    Keys are repeated for the group here, and only here: n is one chunk, not the cache.
-    """
-    group = q.shape[0] // n_kv_heads
-    out, lse = kernels.attend_causal(
-        q, k.repeat_interleave(group, dim=0), v.repeat_interleave(group, dim=0), scale
-    )
+    """New tokens causally over themselves, packed: [n_kv_heads, group * n, d] and lse."""
+    out, lse = kernels.attend_causal(q, k, v, scale)
     return pack(out, n_kv_heads), lse.reshape(n_kv_heads, -1)
 
 

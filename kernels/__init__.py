@@ -87,7 +87,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tenso
 
 
 def attend_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Causal attention of n tokens over themselves; shapes as in `attend` with n_k = n_q."""
+    """Causal attention of n tokens over themselves: q [n_q_heads, n, head_dim], k and v of as many
+    heads or of fewer, each of which serves a group of neighbouring query heads.
+    """
     module = cpu if backend_for(q) == "cpu" else reference
     return module.attend_causal(q, k, v, scale)
 

@@ -33,7 +33,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tenso
         if found is not None:
             return found
     n = _stretches(len(q), q.shape[1], k.shape[1])
-    return _fused(q, k, v, scale, causal=False) if n == 1 else _in_stretches(q, k, v, scale, n)
+    return _fused(q, k, v, scale) if n == 1 else _in_stretches(q, k, v, scale, n)
 
 
 def _stretches(n_heads: int, n_q: int, n_k: int) -> int:
@@ -48,7 +48,7 @@ def _in_stretches(q: Tensor, k: Tensor, v: Tensor, scale: float, n: int) -> tupl
     heads, n_k, dim = k.shape
     length = n_k // n
     cut_k, cut_v = (x[:, : n * length].reshape(heads * n, length, dim) for x in (k, v))
-    outs, sums = _fused(q.repeat_interleave(n, dim=0), cut_k, cut_v, scale, causal=False)
+    outs, sums = _fused(q.repeat_interleave(n, dim=0), cut_k, cut_v, scale)
     outs, sums = outs.unflatten(0, (heads, n)), sums.unflatten(0, (heads, n))
     lse = sums.logsumexp(1)
     weights = (sums - lse[:, None]).exp()[..., None]
@@ -56,16 +56,21 @@ def _in_stretches(q: Tensor, k: Tensor, v: Tensor, scale: float, n: int) -> tupl
     if n * length == n_k:
         return out, lse
     rest_k, rest_v = (x[:, n * length :] for x in (k, v))
-    return merge(out, lse, *_fused(q, rest_k, rest_v, scale, causal=False))
+    return merge(out, lse, *_fused(q, rest_k, rest_v, scale))
 
 
 def attend_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """See kernels.reference.attend_causal; q, k, v [n_heads, n, head_dim], one dtype."""
-    return _fused(q, k, v, scale, causal=True)
-
-
-def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, *, causal: bool) -> tuple[Tensor, Tensor]:
+    """See kernels.reference.attend_causal; one dtype. A group reads its keys where they lie."""
+    grouped = q.unflatten(0, (len(k), -1))
+    shared = (t[:, None].expand(*grouped.shape) for t in (k, v))
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        q[None], k[None], v[None], 0.0, causal, attn_mask=None, scale=scale
+        grouped, *shared, 0.0, True, attn_mask=None, scale=scale
+    )
+    return out.flatten(0, 1), lse.flatten(0, 1).float()
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q[None], k[None], v[None], 0.0, False, attn_mask=None, scale=scale
     )
     return out[0], lse[0].float()

@@ -28,7 +28,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tenso
 
 
 def attend_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Query i sees keys 0..i; n_q equals n_k."""
+    """Query i sees keys 0..i; n_q equals n_k. Query head h reads key head h // group.
+
+    q [n_q_heads, n, head_dim]; k and v may have fewer heads, of which n_q_heads is a multiple.
+    """
+    group = len(q) // len(k)
+    k, v = k.repeat_interleave(group, dim=0), v.repeat_interleave(group, dim=0)
     logits = torch.matmul(q.float(), k.float().transpose(-1, -2)) * scale
     n = q.shape[-2]
     future = torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)

@@ -64,6 +64,20 @@ def test_a_merge_weighs_by_the_sums_however_far_apart_they_are(dtype: torch.dtyp
     assert torch.equal(out[:, 4], a[:, 4]) and torch.equal(out[:, 5], b[:, 5])
 
 
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+@pytest.mark.parametrize("group", [1, 3, 7, 8])
+def test_a_group_of_queries_shares_its_keys(group: int, head_dim: int) -> None:
+    q, k, v = inputs(63, 63, head_dim, torch.float32)
+    many = torch.cat([q * (1 + n) for n in range(group)]).unflatten(0, (group, -1))
+    many = many.transpose(0, 1).flatten(0, 1)  # the group's queries side by side
+    out, lse = kernels.attend_causal(many, k, v, 0.1)
+    for head in range(len(many)):
+        own = slice(head // group, head // group + 1)
+        plain, sums = reference.attend_causal(many[head : head + 1], k[own], v[own], 0.1)
+        torch.testing.assert_close(out[head], plain[0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(lse[head], sums[0], atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("split", [1, 100, 256])
 def test_merged_halves_equal_the_whole(split: int) -> None:
     q, k, v = inputs(63, 257, 64, torch.float32)
