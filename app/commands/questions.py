@@ -9,6 +9,10 @@ from app.commands.common import add_json, print_json
 
 NAME = "questions"
 HELP = "builds a question set from public data or from nothing, as JSON lines"
+# As in heads.questions.catalog, which is not imported to print a line of help.
+NAMES = (
+    "fairytaleqa", "qmsum", "leval", "loogle", "covidqa", "xquad", "nq", "kv", "synthetic",
+)  # fmt: skip
 _NUMBERS = (
     ("--tokens", "length of made documents"),
     ("--documents", "at most so many, a seeded sample"),
@@ -20,14 +24,16 @@ _NUMBERS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags. Names of sets and parts are checked when building, with what there is."""
-    parser.add_argument("set", metavar="SET", help="fairytaleqa, qmsum, leval, synthetic, ...")
+    parser.add_argument("set", metavar="SET", help=f"one of {', '.join(NAMES)}")
     parser.add_argument(
         "--source",
         type=Path,
         metavar="PATH",
         help="the set's folder or file; for synthetic a text to hide facts in",
     )
-    parser.add_argument("--part", metavar="NAME", help="split or task, as val or coursera")
+    parser.add_argument(
+        "--part", metavar="NAME", help="split, task or kind of fact, as val, coursera or multikey"
+    )
     for flag, help_text in _NUMBERS:
         parser.add_argument(flag, type=int, metavar="N", help=help_text)
     parser.add_argument("--seed", type=int, default=0, metavar="N")

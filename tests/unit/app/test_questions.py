@@ -163,3 +163,9 @@ def test_a_sample_is_seeded_and_keeps_the_order() -> None:
     assert len({d.questions for d in chosen}) > 1
     with pytest.raises(BadRequest, match="per-document 0"):
         choose(documents(), per_document=0)
+
+
+def test_the_help_names_every_set() -> None:
+    from app.commands.questions import NAMES
+
+    assert tuple(SETS) == NAMES

@@ -42,8 +42,10 @@ def test_three_models_have_heads() -> None:
 def test_a_file_is_small_and_its_card_says_what_it_is(file: Path) -> None:
     assert file.stat().st_size < LARGEST_BYTES
     card = file.with_suffix(".md").read_text(encoding="utf-8")
-    for field in ("Base model", "Label", "Data", "Licence of the data", "Cost", "Commit"):
+    fields = ("Base model", "Label", "Data", "Licence of the data", "Cost", "On-policy", "Commit")
+    for field in fields:
         assert re.search(rf"^- \*\*{field}\*\*: \S", card, re.MULTILINE), field
+    assert "the heads are under this repository's licence" in card
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
