@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from engine.errors import InvalidSetting
 from engine.eviction import RESERVE_TOKENS
+from engine.weights import linear_parameters
 from heads.answer_fit import AnswerFitSettings
 from heads.layout import Layout
 from heads.lessons import ANSWER_TOKENS
@@ -23,6 +24,9 @@ _REPLAY_FACTOR = 3.0  # forward passes a document token: reading, replay, and th
 _QUESTION_TOKENS = 64  # about what a question and its layout take
 # What a step on 3,000 tokens with six questions took, in tokens read meanwhile (heads/LOG.md).
 _STEP_TOKENS = 2000
+# Fitting a weight to a token, in what reading a token costs a weight: forward, gradients and the
+# optimiser in fp32, as long as two trainings took (the default's card, Locret's in LEADERBOARD.md).
+_FIT_FACTOR = 7.0
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,13 @@ class TrainPlan:
     n_documents: int
     n_tokens: int
     forward_tokens: int
+    fit_tokens: int
     disk_bytes: int
     memory_bytes: int
 
     def seconds(self, tokens_per_s: float) -> float:
-        """Time for the forward passes at a measured rate."""
-        return self.forward_tokens / tokens_per_s
+        """Time for reading and fitting at a measured rate; fit_tokens is the fit in tokens read."""
+        return (self.forward_tokens + self.fit_tokens) / tokens_per_s
 
 
 def plan(
@@ -90,9 +95,20 @@ def plan(
         len(documents),
         n_tokens,
         int(n_tokens * passes) + settings.answers.steps * _STEP_TOKENS,
+        _fit_tokens(model, n_tokens, settings),
         max(settings.rounds, 1) * hidden - there * g.n_layers * g.hidden_size * 2,
         at_once,
     )
+
+
+def _fit_tokens(model: LoadedModel, n_tokens: int, settings: TrainSettings) -> int:
+    """What fitting to labels takes, in tokens that the model reads meanwhile."""
+    g, fitting = model.geometry, settings.fitting
+    locret = (g.n_q_heads + 2 * g.n_kv_heads) * g.head_dim
+    n_in = locret if fitting.kind == "locret" else g.hidden_size
+    weights = g.n_layers * fitting.width * (n_in + g.n_kv_heads)
+    rows = settings.rounds * fitting.epochs * n_tokens
+    return int(_FIT_FACTOR * rows * weights / linear_parameters(g))
 
 
 def first_reading(settings: TrainSettings) -> RecordSettings:

@@ -206,6 +206,7 @@ def _plan_values(found: TrainPlan, rate: float) -> dict[str, Any]:
         "documents": found.n_documents,
         "tokens": found.n_tokens,
         "forward_tokens": found.forward_tokens,
+        "fit_tokens": found.fit_tokens,
         "tokens_per_s": rate,
         "seconds": found.seconds(rate),
         "disk_bytes": found.disk_bytes,
@@ -215,8 +216,8 @@ def _plan_values(found: TrainPlan, rate: float) -> dict[str, Any]:
 
 def _tell_plan(found: TrainPlan, rate: float) -> None:
     say(
-        f"{found.n_documents} documents, {found.n_tokens} tokens. About "
-        f"{found.seconds(rate) / 60:.0f} minutes of work at {rate:.0f} tokens a second; "
+        f"{found.n_documents} documents, {found.n_tokens} tokens. Reading and fitting take about "
+        f"{found.seconds(rate) / 60:.0f} minutes at {rate:.0f} tokens a second; "
         f"{found.disk_bytes / GIB:.1f} GiB on disk, {found.memory_bytes / GIB:.1f} GiB of memory "
         "beside the model."
     )

@@ -63,7 +63,8 @@ def test_a_plan_says_what_it_takes_and_trains_nothing(
     plan = found["plan"]
     assert plan["documents"] == 3 and 0 < plan["tokens"] <= 1200
     assert plan["forward_tokens"] > plan["tokens"] and plan["tokens_per_s"] > 0
-    assert plan["seconds"] == pytest.approx(plan["forward_tokens"] / plan["tokens_per_s"])
+    work = plan["forward_tokens"] + plan["fit_tokens"]
+    assert plan["seconds"] == pytest.approx(work / plan["tokens_per_s"])
     assert plan["disk_bytes"] > 0 and plan["memory_bytes"] > 0
     assert "3 documents" in err and "tokens a second" in err and "GiB on disk" in err
     assert not list(data_dir.rglob("*.safetensors"))

@@ -367,7 +367,24 @@ def test_the_plan_counts_what_will_be_read(tmp_path: Path) -> None:
     assert found.n_documents == 3 and found.n_tokens == (150 + 5) + 160 + 160
     assert found.forward_tokens >= 2 * found.n_tokens
     assert found.disk_bytes == 2 * found.n_tokens * 2 * 48 * 2
-    assert found.seconds(10.0) == found.forward_tokens / 10
+    assert found.seconds(10.0) == (found.forward_tokens + found.fit_tokens) / 10
+
+
+def test_the_plan_counts_the_fit(tmp_path: Path) -> None:
+    model: Any = tiny_model()
+
+    def of(**changes: Any) -> int:
+        fitting = replace(SETTINGS.fitting, **changes)
+        return plan(
+            model, LAYOUT, DOCUMENTS, replace(SETTINGS, fitting=fitting), tmp_path
+        ).fit_tokens
+
+    one = of(kind="retaining", epochs=1.0, width=64)
+    assert one > 0 and of(kind="retaining", epochs=3.0, width=64) == pytest.approx(3 * one, abs=3)
+    assert of(kind="retaining", epochs=1.0, width=128) == pytest.approx(2 * one, abs=3)
+    assert of(kind="locret", epochs=1.0, width=64) > one
+    none = replace(SETTINGS, rounds=0, answers=ANSWERS)
+    assert plan(model, LAYOUT, DOCUMENTS, none, tmp_path).fit_tokens == 0
 
 
 def test_one_document_is_too_few(tmp_path: Path) -> None:
