@@ -7,7 +7,8 @@ are standardised for the fit, and the scaling is folded into the weights at the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from engine.attention import decoder_of
 from engine.errors import InvalidSetting
 from engine.eviction import Profile
+from engine.files import read_json, write_json
 from heads.losses import BY_NAME
 from heads.recordings import Recording
 from heads.retaining import LocretHead, RetainingHead
@@ -54,11 +56,27 @@ class FitSettings:
 
 @dataclass
 class FitReport:
-    """What came of a fit: per layer the training curve [(step, loss)] and the held-out loss."""
+    """What came of a fit: per layer the training curve [(step, loss)] and the held-out loss.
+
+    Of a fit through answers there is one curve, of nats from the full cache, and nothing held out.
+    """
 
     curves: list[list[tuple[int, float]]] = field(default_factory=list)
     held_loss: list[float] = field(default_factory=list)
     held_rank: list[float] = field(default_factory=list)
+
+    def save(self, path: Path) -> None:
+        """Write it, so that a later run that fits nothing anew can draw it even so."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: Path) -> FitReport | None:
+        """What was written; None where there is nothing."""
+        values: Any = read_json(path)
+        if values is None:
+            return None
+        curves = [[(int(step), float(loss)) for step, loss in c] for c in values.pop("curves")]
+        return cls(curves, **values)
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,8 @@ def train(
     start: RetainingHead | LocretHead | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[RetainingHead | LocretHead, list[FitReport]]:
-    """Train heads for a model and write them to `out`; returns them and a report per round.
+    """Train heads for a model and write them to `out`; returns them and a report per round, and
+    one more of the fit through answers if there is one.
 
     work   folder of the recordings; a second run with the same documents reads none again
     start  heads to go on from: domain adaptation
@@ -121,9 +122,10 @@ def train(
     assert head is not None
     if settings.answers.steps and _rank() == 0:
         assert isinstance(head, RetainingHead)
-        head, answers_s = _through_answers(
+        head, report, answers_s = _through_answers(
             model, layout, documents, firsts, settings, work, head, card, say
         )
+        reports.append(report)
     if _rank() == 0:
         forward_s = sum(load_recording(p, hidden=False).seconds for p in used)
         card.cost = (
@@ -185,8 +187,8 @@ def _through_answers(
     head: RetainingHead,
     card: HeadCard,
     say: Callable[[str], None],
-) -> tuple[RetainingHead, float]:
-    """Fit through answers, going on where an earlier run was cut off; the heads, and the seconds
+) -> tuple[RetainingHead, FitReport, float]:
+    """Fit through answers, going on where an earlier run was cut off; heads, curve and seconds
     of all runs. What documents held out lose, before and after, is said and put on the card.
     """
     how = settings.recording
@@ -212,6 +214,8 @@ def _through_answers(
         ]
     )
     state = work / f"answers-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
+    told = state.with_suffix(".json")
+    report = FitReport.load(told) or FitReport([[]])
     latest: list[Step] = []
 
     def tell(step: Step) -> None:
@@ -223,6 +227,9 @@ def _through_answers(
                 f"  step {step.number + 1}/{settings.answers.steps}: {kl:.3f} nats from the full "
                 f"cache, {lost:+.3f} lost of the true answers"
             )
+            points = dict(report.curves[0]) | {step.number + 1: kl}
+            report.curves[0] = sorted(points.items())
+            report.save(told)
             latest.clear()
 
     before = look(head)
@@ -240,7 +247,7 @@ def _through_answers(
         | {"lost_before": was.lost, "lost": now.lost}
         for was, now in pairs
     ]
-    return fitted, seconds
+    return fitted, report, seconds
 
 
 def _check_questions(
@@ -300,17 +307,18 @@ def _fitted_once(
 ) -> tuple[RetainingHead | LocretHead, FitReport | None, float]:
     """Fit, or take what an earlier run or the first process fitted from the same recordings.
 
-    Returns the heads, the report of a fit of now, and the seconds of the fit, whoever made it.
+    Returns the heads, the report and the seconds of the fit, whoever made it.
     """
     key = json.dumps([FIT_VERSION, [p.name for p in paths], asdict(settings.fitting), number])
     if start is not None:
         key += head_digest(start)
     path = work / f"heads-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
+    told = path.with_suffix(".json")
     if _rank() != 0:
         _wait_for([path])
     if path.exists():
         known = load_heads(path, model)
-        return known.head, None, float(known.card.cost)
+        return known.head, FitReport.load(told), float(known.card.cost)
     began = time.perf_counter()
     recordings = [
         replace(load_recording(p), labels=load_recording(f, hidden=False).labels)
@@ -327,6 +335,7 @@ def _fitted_once(
         lambda done, total, rank: say(f"  layer {done}/{total}{_held_out_said(rank)}"),
     )
     seconds = time.perf_counter() - began
+    report.save(told)
     save_heads(path, head, HeadCard(model.name, settings.fitting.label, cost=f"{seconds:.3f}"))
     return load_heads(path, model).head, report, seconds
 

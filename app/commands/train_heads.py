@@ -141,8 +141,11 @@ def run(args: argparse.Namespace) -> int:
     report = _report(head, reports, out, found, rate, seconds)
     report["held_out"] = card.held_out
     report["card"] = str(_write_card(card, out))
+    answers = reports.pop() if settings.answers.steps else None
     if reports:
         report["loss_plot"] = str(_plot(reports, out))
+    if answers is not None:
+        report["answers_plot"] = str(_plot_answers(answers, out))
     say(f"Heads: {out} ({out.stat().st_size / 2**20:.1f} MiB), {seconds / 60:.1f} minutes.")
     if args.json:
         print_json(report)
@@ -244,7 +247,9 @@ def _report(
         "plan": _plan_values(found, rate),
         "seconds": seconds,
         "rounds": [
-            {"held_loss": _mean(r.held_loss), "held_rank": _mean(r.held_rank)} for r in reports
+            {"held_loss": _mean(r.held_loss), "held_rank": _mean(r.held_rank)}
+            for r in reports
+            if r.held_loss
         ],
     }
 
@@ -293,6 +298,17 @@ def _plot(reports: list[FitReport], out: Path) -> Path:
         lines.append(Line(f"round {number}", means))
     path = out.with_suffix(".loss.svg")
     path.write_text(line_chart("Training loss", "step", "loss", lines), encoding="utf-8")
+    return path
+
+
+def _plot_answers(report: FitReport, out: Path) -> Path:
+    """How far steps through answers were from the full cache, beside the heads."""
+    from app.plots import Line, line_chart
+
+    path = out.with_suffix(".answers.svg")
+    lines = [Line("through answers", report.curves[0])]
+    chart = line_chart("Answers while heads learn", "step", "nats from the full cache", lines)
+    path.write_text(chart, encoding="utf-8")
     return path
 
 

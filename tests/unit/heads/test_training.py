@@ -269,11 +269,13 @@ def test_a_training_that_was_cut_off_reads_nothing_twice(
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "cut")
     reads.stop_at = None
-    head, _ = trained(tmp_path / "cut")
+    head, told = trained(tmp_path / "cut")
     assert reads.n == 6
     assert head_digest(head) == head_digest(expected)
+    monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("it was fitted again"))
     _, reports = trained(tmp_path / "cut")
-    assert reads.n == 6 and reports == [], "what is fitted is not fitted again"
+    assert reads.n == 6
+    assert [r.curves for r in reports] == [r.curves for r in told] and len(reports) == 2
 
 
 def test_a_fall_between_reading_and_fitting_costs_no_reading(
@@ -347,7 +349,8 @@ def test_processes_share_the_reading_and_end_with_one_head(
     for thread in threads:
         thread.join(60)
     assert set(done) == {0, 1} and read == {0: 4, 1: 2}
-    assert len(done[0][1]) == 2 and done[1][1] == []
+    assert len(done[0][1]) == 2
+    assert [r.curves for r in done[1][1]] == [r.curves for r in done[0][1]]
     assert head_digest(done[0][0]) == head_digest(done[1][0])
 
 
@@ -426,7 +429,7 @@ def test_a_fit_that_was_there_counts_in_the_cost(
 ) -> None:
     model: Any = tiny_model()
     trained(tmp_path)
-    for path in tmp_path.glob("heads-*"):
+    for path in tmp_path.glob("heads-*.safetensors"):
         found = load_heads(path, model)
         save_heads(path, found.head, replace(found.card, cost="300.0"))
     monkeypatch.setattr("heads.training.fit", None)
@@ -455,7 +458,10 @@ def test_heads_are_fitted_through_answers_after_the_labels(tmp_path: Path) -> No
     by_label, _ = trained(tmp_path, replace(SETTINGS, rounds=1))
     head, reports = trained(tmp_path, replace(SETTINGS, rounds=1, answers=ANSWERS), say=said.append)
     found = load_heads(tmp_path / "out.safetensors", model)
-    assert head_digest(head) != head_digest(by_label) and reports == []
+    assert head_digest(head) != head_digest(by_label)
+    *rounds, answers = reports
+    assert len(rounds) == 1 and answers.curves[0][-1][0] == ANSWERS.steps
+    assert all(nats > 0 for _, nats in answers.curves[0])
     assert found.allocation == "global", "one threshold is what it learnt"
     assert found.profile is not None and found.profile.kept == PROFILE_KEPT, "who asks can have it"
     assert found.card.label == "blend, then 3 steps through answers"
@@ -470,7 +476,7 @@ def test_without_a_round_given_heads_go_on_through_answers_alone(tmp_path: Path)
     start = RetainingHead(model.geometry, 4).requires_grad_(False)
     settings = replace(SETTINGS, rounds=0, answers=ANSWERS)
     head, reports = trained(tmp_path, settings, start=start)
-    assert reports == [] and head_digest(head) != head_digest(start)
+    assert len(reports) == 1 and head_digest(head) != head_digest(start)
     read = [p for p in tmp_path.glob("*.safetensors") if not p.name.startswith(("out", "answers"))]
     assert len(read) == 3
     assert load_recording(read[0]).labels == {}, "nothing was measured that nobody needs"
@@ -582,7 +588,7 @@ def test_another_fit_through_answers_does_not_go_on_from_an_earlier_ones_steps(
         said: list[str] = []
         trained(tmp_path, settings, start=start, say=said.append)
         assert sum("step 3/3" in line for line in said) == n_steps
-    assert len(list(tmp_path.glob("answers-*"))) == 2
+    assert len(list(tmp_path.glob("answers-*.safetensors"))) == 2
 
 
 def test_a_damaged_recording_is_refused_by_name(tmp_path: Path) -> None:
