@@ -158,6 +158,8 @@ def test_heads_learn_through_answers(
     assert code == 0, err
     assert "3 questions of 3 documents" in err and "step 2/2" in err and found["rounds"] == []
     assert "2 steps through answers" in Path(found["card"]).read_text(encoding="utf-8")
+    assert "loss_plot" not in found
+    assert "nats from the full cache" in Path(found["answers_plot"]).read_text(encoding="utf-8")
     assert out[0].read_bytes() != out[1].read_bytes()
     code, _, err = called(capsys, *go_on)
     assert code == 2 and "nothing to save" in err
