@@ -144,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
     answers = reports.pop() if settings.answers.steps else None
     if reports:
         report["loss_plot"] = str(_plot(reports, out))
-    if answers is not None:
+    if answers is not None and answers.curves[0]:  # steps of an earlier version left none
         report["answers_plot"] = str(_plot_answers(answers, out))
     say(f"Heads: {out} ({out.stat().st_size / 2**20:.1f} MiB), {seconds / 60:.1f} minutes.")
     if args.json:
