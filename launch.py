@@ -156,7 +156,13 @@ def check_disk(root: str, needed: int) -> None:
 
 
 def remove_venv(place: Place) -> None:
-    """Remove `.venv`, its stamp first, so that what is left of it is never taken for whole."""
+    """Remove `.venv`, its stamp first, so that what is left of it is never taken for whole.
+
+    Of a link only the link goes: what it points to is another folder's.
+    """
+    if os.path.islink(place.venv):
+        os.unlink(place.venv)
+        return
     with contextlib.suppress(FileNotFoundError):  # there may be none
         os.remove(place.stamp)
     shutil.rmtree(place.venv, ignore_errors=True)

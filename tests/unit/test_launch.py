@@ -135,6 +135,19 @@ def test_a_failed_installation_is_finished_not_used(place: launch.Place) -> None
     assert launch.needs(place) == "nothing"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links need a right there")
+def test_of_a_link_to_another_folders_environment_only_the_link_goes(
+    place: launch.Place, tmp_path: Path
+) -> None:
+    other = launch.Place(str(tmp_path / "other"))
+    Path(other.venv).mkdir(parents=True)
+    Path(other.stamp).write_text("{}")
+    shutil.rmtree(place.venv)
+    Path(place.venv).symlink_to(other.venv)
+    launch.remove_venv(place)
+    assert not os.path.lexists(place.venv) and Path(other.stamp).read_text() == "{}"
+
+
 def test_a_moved_folder_is_rebuilt(place: launch.Place) -> None:
     finished(place)
     moved = launch.Place(place.root + " moved")
