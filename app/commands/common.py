@@ -214,14 +214,14 @@ def _budget(text: str) -> int:
     return 0 if text == "all" else positive(text)
 
 
-def gib(text: str) -> float:
-    """A size in GiB: a finite number above 0."""
+def above_zero(text: str) -> float:
+    """A finite number above 0, as typed."""
     try:
         value = float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a size")
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from app.commands.common import add_json, data_dir, gib, positive, print_json, say
+from app.commands.common import above_zero, add_json, data_dir, positive, print_json, say
 from app.settings import DEFAULT_KV_BITS
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"16, 8, k8v4, 4, 2 (default: {DEFAULT_KV_BITS})",
     )
     group.add_argument(
-        "--memory", type=gib, metavar="GIB", help="of the card (default: what is free here)"
+        "--memory", type=above_zero, metavar="GIB", help="of the card (default: what is free here)"
     )
     add_json(parser)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.commands.common import add_json, data_dir, positive, print_json, say
+from app.commands.common import above_zero, add_json, data_dir, positive, print_json, say
 
 if TYPE_CHECKING:
     from app.paths import DataPaths
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label", choices=_LABELS, help="default: blend; cis for locret")
     parser.add_argument("--loss", choices=("mse", "bce", "rank", "locret"))
     parser.add_argument("--width", type=positive, help="default: 256; 1024 for locret")
-    parser.add_argument("--epochs", type=_above_zero, default=None)
+    parser.add_argument("--epochs", type=above_zero, default=None)
     parser.add_argument(
         "--rounds",
         type=_count,
@@ -75,16 +75,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
-def _above_zero(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
 def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
@@ -92,7 +82,7 @@ def _count(text: str) -> int:
 
 
 def _share(text: str) -> float:
-    value = _above_zero(text)
+    value = above_zero(text)
     if value > 1:
         raise argparse.ArgumentTypeError(f"{text} is more than everything")
     return value

@@ -226,6 +226,7 @@ def test_a_look_that_is_never_answered_does_not_freeze_the_page(tab: Tab, pdf: P
     until(lambda: bool(page.wait_for_timeout(50) or lost), "the timer asks")
     page.click("#read")
     page.wait_for_selector(CHAT)
+    assert len(lost) == 1 and not page.is_visible("#card"), "the reading is over and seen to be"
     page.unroute_all(behavior="ignoreErrors")
 
 
