@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from kernels import chunk, cpu, ragged, reference, retaining, selection
+from kernels import chunk, cpu, cpu_selection, ragged, reference, retaining, selection
 from kernels import quantise as codes_of_rows
 from kernels.choice import backend_of
 from kernels.chunk import History
@@ -57,7 +57,12 @@ def backend_for(q: Tensor) -> str:
 
 def fuses(device: torch.device) -> bool:
     """Whether entries are read as they are stored: decoded and turned inside the kernel."""
-    return (_forced or backend_of(device.type).name) == "triton"
+    return _backend_on(device) == "triton"
+
+
+def _backend_on(device: torch.device) -> str:
+    """The backend of what does not hang on a dtype."""
+    return _forced or backend_of(device.type).name
 
 
 def describe(device: str = "cpu") -> str:
@@ -152,7 +157,8 @@ def keep_mask(
         from kernels import triton_selection
 
         return triton_selection.keep_mask(*given)
-    return selection.keep_mask(*given)
+    module = cpu_selection if _backend_on(scores.device) == "cpu" else selection
+    return module.keep_mask(*given)
 
 
 def compact(rows: LayerRows, keep: Tensor, n_kept: int) -> LayerRows:

@@ -23,7 +23,10 @@ class Backend:
 def backend_of(device_type: str) -> Backend:
     """The backend for tensors on a kind of device ("cpu", "cuda", ...)."""
     if device_type == "cpu":
-        reason = "aten's fused attention with log-sum-exp, query groups packed into rows"
+        reason = (
+            "aten's fused attention with log-sum-exp, query groups packed into rows; "
+            "selection by thresholds"
+        )
         if products_win():
             reason += "; long bf16 queries as matrix products (AVX512-BF16, no AMX)"
         return Backend("cpu", reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -12,19 +13,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import kernels
 from engine.eviction import EvictionConfig, HeadEntries, protected, select
+from kernels import cpu_selection, selection
 from kernels.quantise import Codes, quantise
 from kernels.selection import (
     LayerRows,
     compact,
     counts_of,
-    keep_mask,
     kept_indices,
     offsets_after,
     row_of,
 )
 
 SINKS, STABILIZERS, LOCALS = 2, 4, 3
+KeepMask = Callable[..., Tensor]
+both = pytest.mark.parametrize("keep_mask", [selection.keep_mask, cpu_selection.keep_mask])
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,9 @@ def spelled_out(heads: list[HeadEntries], case: Case, floor: int, budget: int) -
     return [sorted(row) for row in kept]
 
 
-def chosen(heads: list[HeadEntries], case: Case, floor: int, budget: int) -> list[list[int]]:
+def chosen(
+    keep_mask: KeepMask, heads: list[HeadEntries], case: Case, floor: int, budget: int
+) -> list[list[int]]:
     """What `keep_mask` keeps of each head, as indices inside the head."""
     scores, positions, offsets, ruled = flat(heads, case)
     floors = torch.full((len(heads),), floor, dtype=torch.int32)
@@ -129,14 +135,18 @@ def chosen(heads: list[HeadEntries], case: Case, floor: int, budget: int) -> lis
     return [keep[a:b].nonzero()[:, 0].tolist() for a, b in pairwise(offsets.tolist())]
 
 
+@both
 @given(cases())
 @settings(max_examples=150, deadline=None)
-def test_one_budget_over_all_heads_is_the_engines_global_allocation(case: Case) -> None:
+def test_one_budget_over_all_heads_is_the_engines_global_allocation(
+    keep_mask: KeepMask, case: Case
+) -> None:
     budget = case.config.budget_tokens
     assert budget is not None
     floor = int(case.config.head_floor * budget)
     expected = spelled_out(case.heads, case, floor, budget * len(case.heads))
-    assert chosen(case.heads, case, floor, budget * len(case.heads)) == expected == case.engine()
+    found = chosen(keep_mask, case.heads, case, floor, budget * len(case.heads))
+    assert found == expected == case.engine()
 
 
 @given(cases("per_layer"))
@@ -157,7 +167,8 @@ def test_with_floors_alone_it_is_the_engines_uniform_allocation(case: Case) -> N
     assert spelled_out(case.heads, case, budget, 0) == case.engine()
 
 
-def test_ties_go_to_the_later_position_then_to_the_earlier_row() -> None:
+@both
+def test_ties_go_to_the_later_position_then_to_the_earlier_row(keep_mask: KeepMask) -> None:
     scores = torch.zeros(6)
     positions = torch.tensor([1, 5, 9, 1, 5, 9], dtype=torch.int32)
     offsets = torch.tensor([0, 3, 6], dtype=torch.int32)
@@ -169,7 +180,8 @@ def test_ties_go_to_the_later_position_then_to_the_earlier_row() -> None:
     assert order == [{2}, {2, 5}, {1, 2, 5}, {1, 2, 4, 5}, {0, 1, 2, 4, 5}, set(range(6))]
 
 
-def test_rows_without_entries_are_passed_over() -> None:
+@both
+def test_rows_without_entries_are_passed_over(keep_mask: KeepMask) -> None:
     offsets = torch.tensor([0, 0, 3, 3, 5, 5], dtype=torch.int32)
     assert row_of(offsets, 5).tolist() == [1, 1, 1, 3, 3]
     keep = torch.tensor([True, False, True, False, True])
@@ -182,6 +194,37 @@ def test_rows_without_entries_are_passed_over() -> None:
     assert kept.tolist() == [False, False, True, False, True]
     empty = keep_mask(scores[:0], positions[:0], torch.zeros(3).int(), none[:0], floors[:2], 2)
     assert len(empty) == 0
+
+
+@pytest.mark.parametrize("last", [100, 2**31 - 1])
+def test_thresholds_keep_what_sorting_keeps_of_many_entries(last: int) -> None:
+    """Of a cache's size; positions so far that they do not fit beside a row are sorted."""
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(0, 900, (48,), generator=generator)
+    offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+    total = int(offsets[-1])
+    positions = torch.cat([torch.arange(n) for n in lengths.tolist()]).int()
+    positions[offsets[1:].long() - 1] = last
+    assert cpu_selection.packs(positions, offsets) == (last == 100)
+    scores = (torch.randn(total, generator=generator) * 50).round()
+    ruled = torch.rand(total, generator=generator) < 0.05
+    floors = torch.randint(0, 300, (48,), generator=generator).int()
+    for budget, ceiling in ((9000, None), (9000, 250), (0, None), (total, 400)):
+        given = (scores, positions, offsets, ruled, floors, budget, ceiling)
+        assert torch.equal(cpu_selection.keep_mask(*given), selection.keep_mask(*given))
+
+
+def test_the_cpu_selects_by_thresholds_and_the_reference_by_sorting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    for name, module in (("thresholds", cpu_selection), ("sorting", selection)):
+        monkeypatch.setattr(module, "keep_mask", lambda *_, name=name: asked.append(name))
+    given = (torch.zeros(0), *[torch.zeros(0).int()] * 4, 1)
+    kernels.keep_mask(*given)
+    with kernels.force("reference"):
+        kernels.keep_mask(*given)
+    assert asked == ["thresholds", "sorting"]
 
 
 @pytest.mark.parametrize("capacity", [0, 2, 3, 5])
