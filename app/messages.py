@@ -80,6 +80,11 @@ _TABLE: dict[type[Exception], Message] = {
         "Leave the choice of answer weights to the program.",
         EXIT_ARGUMENTS,
     ),
+    engine.CaptureFailed: Message(
+        "Answers cannot be played from a recorded step here.",
+        "Ask again with --answer-weights same.",
+        EXIT_MODEL,
+    ),
     engine.ScorerUnavailable: Message(
         "The scorer cannot be had for this model.", "Choose another with --scorer.", EXIT_MODEL
     ),

@@ -332,6 +332,18 @@ def pack(q: Tensor, n_kv_heads: int) -> Tensor:
     return q.reshape(n_kv_heads, -1, q.shape[-1])
 
 
+def turned_together(
+    rotary: Rotary, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Queries [n_q_heads, n, d] and keys [n_kv_heads, n, d] of the same tokens, rotated in one go.
+
+    cos, sin  [n_kv_heads, 1, n, rotary_dim / 2]
+    """
+    grouped = q.reshape(len(k), -1, *q.shape[1:])
+    turned = rotary.apply(torch.cat([grouped, k[:, None]], dim=1), cos, sin)
+    return turned[:, :-1].reshape(q.shape), turned[:, -1]
+
+
 def rotate_group(rotary: Rotary, q: Tensor, positions: Tensor) -> Tensor:
     """Rotate queries [n_q_heads, n, d] at their KV head's positions [n_kv_heads, n]."""
     grouped = q.reshape(positions.shape[0], -1, *q.shape[1:])
@@ -364,10 +376,29 @@ class CacheView:
         return self._readable[layer]
 
     def fork(self) -> CacheView:
-        """A second view that goes its own way from here; tails are shared until either grows."""
+        """A second view that goes its own way from here, with a tail of its own."""
         twin = CacheView(self.cache, self._readable)
-        twin._tail_k, twin._tail_v = list(self._tail_k), list(self._tail_v)
+        for ours, theirs in ((self._tail_k, twin._tail_k), (self._tail_v, twin._tail_v)):
+            theirs[:] = [None if t is None else t.clone() for t in ours]
         return twin
+
+    def tails(self) -> list[tuple[Tensor | None, Tensor | None]]:
+        """Keys, rotated, and values of the appended tokens, per layer [n_kv_heads, n, head_dim]."""
+        return list(zip(self._tail_k, self._tail_v, strict=True))
+
+    def lay_tail(self, keys: Tensor, values: Tensor, n_tail: int) -> None:
+        """Let the tail be the first n_tail tokens of [n_layers, n_kv_heads, room, head_dim]."""
+        for tail, buffers in ((self._tail_k, keys), (self._tail_v, values)):
+            tail[:] = buffers[:, :, :n_tail].unbind()
+
+    def tail_is_in(self, keys: Tensor, values: Tensor) -> bool:
+        """Whether the tail lies where `lay_tail` would lay it."""
+        pairs = ((self._tail_k, keys), (self._tail_v, values))
+        return all(
+            t is not None and t.data_ptr() == buffer.data_ptr()
+            for tail, buffers in pairs
+            for t, buffer in zip(tail, buffers, strict=True)
+        )
 
     def crop(self, n_tail: int) -> None:
         """Forget everything after the first `n_tail` appended tokens."""
@@ -403,12 +434,8 @@ class CacheView:
 
     def _rotate(self, layer: int, q: Tensor, k: Tensor, n_past: int) -> tuple[Tensor, Tensor]:
         """Turn new queries and keys to their positions, in one go: they stand at the same ones."""
-        n_kv_heads, n, _ = k.shape
-        cos, sin = self._turns(n_past, n)
-        grouped = q.reshape(n_kv_heads, -1, *q.shape[1:])
-        both = torch.cat([grouped, k[:, None]], dim=1)
-        turned = self.cache.rotary.apply(both, cos[layer], sin[layer])
-        return turned[:, :-1].reshape(q.shape), turned[:, -1]
+        cos, sin = self._turns(n_past, k.shape[1])
+        return turned_together(self.cache.rotary, q, k, cos[layer], sin[layer])
 
     def _turns(self, n_past: int, n: int) -> tuple[Tensor, Tensor]:
         """Cosine and sine of n tokens after n_past, of all layers, computed once for a forward.

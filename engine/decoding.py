@@ -1,7 +1,7 @@
 """Which decoder answers: the lean one for a known model on the CPU, else the model's modules.
 
-On a card the lean one answers where it is asked for, with the model's own weights or in nf4: which
-of them is faster there was never measured.
+On a card the lean one answers where it is asked for: with the model's own weights, launch by launch
+or recorded once (engine.captured), or in nf4. Which is fastest there was never measured.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from engine.errors import InvalidSetting, NotLean
+from engine.captured import try_captured
+from engine.errors import CaptureFailed, InvalidSetting, NotLean
 from engine.generate import Decoder, StockDecoder
 from engine.lean import CPU_FORMATS, LeanDecoder
 from engine.memory import available_memory
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from engine.lean import LeanFormat
     from engine.loader import LoadedModel
 
-ANSWER_FORMATS = ("auto", "stock", "same", "fp16", "int8", "int4", "nf4")
+ANSWER_FORMATS = ("auto", "stock", "same", "captured", "fp16", "int8", "int4", "nf4")
 MEMORY_SHARE = 0.5  # of the free memory that packed copies may take under "auto"
 
 
@@ -79,7 +80,12 @@ def check_answer_format(wanted: str, device: str) -> None:
     if wanted in CPU_FORMATS and device != "cpu":
         raise InvalidSetting(
             f"Answer weights {wanted} are of the CPU; the model is on {device}.",
-            "Choose stock, same or nf4, or leave the choice to the program.",
+            "Choose stock, same, captured or nf4, or leave the choice to the program.",
+        )
+    if wanted == "captured" and device == "cpu":
+        raise InvalidSetting(
+            "Answer weights captured are of a card: there is no launching to save on the CPU.",
+            "Choose fp16, int8 or int4, or leave the choice to the program.",
         )
     if wanted == "nf4" and device == "cpu":
         raise InvalidSetting(
@@ -90,7 +96,21 @@ def check_answer_format(wanted: str, device: str) -> None:
         check_bitsandbytes("nf4")
 
 
+def _captured(model: LoadedModel) -> DecoderChoice:
+    """The lean decoder with the model's own weights, a token one launch where that can be."""
+    lean = LeanDecoder(model, "same")
+    how = "Answers with the model's own weights"
+    try:
+        decoder = try_captured(model, lean)
+    except CaptureFailed as problem:
+        reason = f"{how}, launch by launch: {problem.cause}"
+        return DecoderChoice(model, lean, "same", reason)
+    return DecoderChoice(model, decoder, "captured", f"{how}, each token one launch.")
+
+
 def _lean(model: LoadedModel, format: str) -> DecoderChoice:
+    if format == "captured":
+        return _captured(model)
     lean = LeanDecoder(model, cast("LeanFormat", format))
     notes = " ".join(["", *lean.notes])
     size = f"{lean.nbytes >> 20} MiB, packed in {lean.build_s:.1f} s"

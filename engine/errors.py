@@ -84,6 +84,10 @@ class NotLean(EngineError):
     """The model does something that only its own modules know; `cause` says what."""
 
 
+class CaptureFailed(EngineError):
+    """A token's step cannot be recorded, or the recording says something else; the cause tells."""
+
+
 class QuestionSetBad(EngineError):
     """A file of questions and answers cannot be used; the cause names the line."""
 

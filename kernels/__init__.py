@@ -18,7 +18,7 @@ from kernels.choice import backend_of
 from kernels.chunk import History
 from kernels.quantise import Codes
 from kernels.ragged import RaggedEntries
-from kernels.reference import key_mass, merge
+from kernels.reference import attend_up_to, key_mass, merge
 from kernels.selection import LayerRows
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "attend_causal",
     "attend_chunk",
     "attend_ragged",
+    "attend_up_to",
     "backend_for",
     "compact",
     "describe",

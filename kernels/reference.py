@@ -27,6 +27,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tenso
     )
 
 
+def attend_up_to(
+    q: Tensor, k: Tensor, v: Tensor, last: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Every query sees keys 0 to `last` [1] int64, which is read on the device: nothing waits.
+
+    Keys behind it are computed and weigh nothing, so they must be finite, and short of many.
+    """
+    logits = torch.matmul(q.float(), k.float().transpose(-1, -2)) * scale
+    unseen = torch.arange(k.shape[-2], device=k.device) > last
+    return _finish(logits.masked_fill(unseen, float("-inf")), q, v)
+
+
 def attend_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Query i sees keys 0..i; n_q equals n_k. Query head h reads key head h // group.
 

@@ -193,7 +193,7 @@ def _view(model: LoadedModel) -> float:
 
 
 def _answers(choice: DecoderChoice, ids: list[int]) -> float:
-    """A question of several tokens, each looked at, and one single step."""
+    """A question of several tokens, each looked at, and two single steps: one may be recorded."""
     from engine.generate import StockDecoder
     from engine.prefill import prefill
     from engine.scorers.recency import RecencyScorer
@@ -202,7 +202,10 @@ def _answers(choice: DecoderChoice, ids: list[int]) -> float:
     document = prefill(model, ids[:N_DOCUMENT], _config(N_TOKENS, model), RecencyScorer())
     found, plain = (
         torch.cat(
-            [decoder.forward_all(view, ids[N_DOCUMENT:-1]), decoder.forward(view, ids[-1:])[None]]
+            [
+                decoder.forward_all(view, ids[N_DOCUMENT:-2]),
+                *(decoder.forward(view, ids[at:][:1])[None] for at in (-2, -1)),
+            ]
         )
         for decoder, view in (
             (choice.decoder, document.view()),

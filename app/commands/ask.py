@@ -52,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--answer-weights",
         choices=ANSWER_WEIGHTS,
         default="auto",
-        help="what answers are computed with; reading uses --weights. On a card: stock, same, nf4",
+        help="what answers are computed with; reading uses --weights. On a card: stock, same, "
+        "captured (same, a token one CUDA graph), nf4",
     )
     group.add_argument("--seed", type=int, help="makes a drawn answer repeatable")
 

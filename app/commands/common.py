@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # The engine has the last word on these names; here they are for --help, without importing it.
 WEIGHTS = ("auto", "fp32", "bf16", "int8", "nf4")
-ANSWER_WEIGHTS = ("auto", "stock", "same", "fp16", "int8", "int4", "nf4")
+ANSWER_WEIGHTS = ("auto", "stock", "same", "captured", "fp16", "int8", "int4", "nf4")
 ALLOCATIONS = ("uniform", "per_layer", "global", "profile")
 POSITIONS = ("auto", "original", "compact")
 

@@ -39,6 +39,16 @@ def test_attend_causal(n: int, dtype: torch.dtype, tolerance: float) -> None:
     torch.testing.assert_close(lse, expected_lse, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize("n", [1, 63, 257])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_up_to_a_place_is_the_attention_over_the_keys_before_it(n: int, dtype: torch.dtype) -> None:
+    q, k, v = inputs(7, 257, 64, dtype)
+    found = kernels.attend_up_to(q, k, v, torch.tensor([n - 1]), 0.1)
+    expected = reference.attend(q, k[:, :n], v[:, :n], 0.1)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
 def test_two_attentions_over_nothing_are_one() -> None:
     out, nothing = torch.zeros(2, 3, 8), torch.full((2, 3), -torch.inf)
     merged, lse = kernels.merge(out, nothing, out, nothing)

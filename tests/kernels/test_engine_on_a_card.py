@@ -12,6 +12,7 @@ from engine.decoding import choose_decoder
 from engine.errors import PrefillStopped
 from engine.eviction import EvictionConfig
 from engine.generate import StockDecoder, forward
+from engine.lean import LeanDecoder
 from engine.prefill import PrefillConfig, prefill
 from engine.quantisation import QuantConfig
 from engine.scorers.keydiff import KeyDiffScorer
@@ -78,6 +79,26 @@ def test_asked_for_weights_answer(weights: str, close: float) -> None:
     found = choose_decoder(model, weights).decoder.forward(cache.view(), QUESTION)
     span = float(expected.max() - expected.min())
     assert float((found - expected).abs().max()) < close * span
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_a_token_as_one_launch_is_the_token_computed(bits: tuple[int, int]) -> None:
+    model = on("cuda")
+    choice = choose_decoder(model, "captured")
+    assert choice.format == "captured", choice.reason
+    lean = LeanDecoder(model, "same")
+    for budget in (None, 40):
+        cache = prefill(model, TEXT, config(bits, budget), KeyDiffScorer()).freeze()
+        for seed in (1, 2):  # two questions on one recording
+            mine, theirs = cache.view(), cache.view()
+            for decoder, view in ((choice.decoder, mine), (lean, theirs)):
+                decoder.forward(view, QUESTION)
+            for token in tokens(20, seed):
+                found, expected = (
+                    choice.decoder.forward(mine, [token]),
+                    lean.forward(theirs, [token]),
+                )
+                torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 
 def test_what_torch_holds_unused_counts_as_free() -> None:

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from engine.cache import ReadLayer
+from engine.captured import CapturedDecoder
 from engine.eviction import EvictionConfig
 from engine.fused import FusedLayer
 from engine.generate import forward
+from engine.lean import LeanDecoder
 from engine.prefill import PrefillConfig, prefill
 from engine.pruning import pruned
 from engine.quantisation import QuantConfig
@@ -68,6 +70,29 @@ def test_the_logits_are_those_of_the_cpu(bits: tuple[int, int], positions: str) 
         assert isinstance(view.entries(0), FusedLayer)
         found = forward(model, view, QUESTION)
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("positions", ["original", "compact"])
+def test_the_step_that_a_card_records_reads_codes_as_they_lie(
+    bits: tuple[int, int], positions: str
+) -> None:
+    """Run anew in place of played: a tape holds torch's operations only, not these kernels."""
+    model: Any = tiny_model(hidden_size=256)
+    cache = read(model, bits, positions).freeze()
+    lean = LeanDecoder(model, "same")
+
+    def again(run: Any) -> Any:
+        out = run()
+        return (lambda: out.copy_(run())), out
+
+    expected = [lean.forward(view, [t]) for view in [cache.view()] for t in QUESTION]
+    cache._readable = []
+    with kernels.force("triton"), torch.inference_mode():
+        player, view = CapturedDecoder(lean, again), cache.view()
+        assert isinstance(view.entries(0), FusedLayer)
+        found = [player.forward(view, [t]) for t in QUESTION]
+    torch.testing.assert_close(torch.stack(found), torch.stack(expected), atol=2e-3, rtol=2e-3)
 
 
 def scorer_of(name: str, model: Any) -> Any:
