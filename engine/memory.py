@@ -27,14 +27,17 @@ def terms(
     *,
     kv_bytes_per_value: float = 2,
     compute_bytes: int = 2,
+    heads_bytes: int = 0,
 ) -> dict[str, int]:
     """Bytes needed while a document is read, by purpose.
 
     budget_tokens        entries kept per layer and KV head, on average
     kv_bytes_per_value   2 for bf16, 4 for fp32, 0.5625 for 4 bits in groups of 64
     compute_bytes        of one activation value: 2 for bf16, 4 for fp32
+    heads_bytes          retaining heads, as loaded
 
     weights      as given
+    heads        as given
     kv_cache     budget x 2 x layers x KV heads x head_dim x kv_bytes_per_value
     kv_index     budget x layers x KV heads x (position + score)
     chunk_kv     the chunk being read, before eviction, in the compute format
@@ -51,6 +54,7 @@ def terms(
     visible = budget_tokens + chunk_tokens
     return {
         "weights": weights_bytes,
+        "heads": heads_bytes,
         "kv_cache": budget_tokens * geometry.kv_bytes_per_token(kv_bytes_per_value),
         "kv_index": budget_tokens * slots * (POSITION_BYTES + SCORE_BYTES),
         "chunk_kv": chunk_tokens * geometry.kv_bytes_per_token(compute_bytes),

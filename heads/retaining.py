@@ -32,6 +32,7 @@ FORMAT = "longread-heads-1"
 # heads/LOG.md; pooling over neighbours is SnapKV's (arXiv 2404.14469), there of attention's votes.
 NEIGHBOURHOOD_TOKENS = 33  # 16 on either side, and the entry itself
 NEIGHBOURHOOD_SHARE = 0.5
+RETAINING_WIDTH, LOCRET_WIDTH = 256, 1024  # inner units a layer, unless a training says otherwise
 _ACTIVATIONS = {"silu": nn.functional.silu, "gelu": nn.functional.gelu, "relu": nn.functional.relu}
 
 
@@ -61,7 +62,7 @@ class LocretHead(nn.Module):
     kind = "locret"
 
     def __init__(
-        self, geometry: ModelGeometry, width: int = 1024, activation: str = "silu"
+        self, geometry: ModelGeometry, width: int = LOCRET_WIDTH, activation: str = "silu"
     ) -> None:
         super().__init__()
         if activation not in _ACTIVATIONS:
@@ -84,7 +85,7 @@ class RetainingHead(nn.Module):
     kind = "retaining"
     activation = "gelu"
 
-    def __init__(self, geometry: ModelGeometry, width: int = 256) -> None:
+    def __init__(self, geometry: ModelGeometry, width: int = RETAINING_WIDTH) -> None:
         super().__init__()
         g = geometry
         self.w1 = nn.Parameter(torch.randn(g.n_layers, width, g.hidden_size) * g.hidden_size**-0.5)
@@ -97,6 +98,18 @@ class RetainingHead(nn.Module):
         inner = torch.addmm(self.b1[layer].to(x.dtype), x, self.w1[layer].to(x.dtype).T)
         inner = nn.functional.gelu(inner)
         return torch.addmm(self.b2[layer].to(x.dtype), inner, self.w2[layer].to(x.dtype).T)
+
+
+def loaded_nbytes(kind: str, geometry: ModelGeometry) -> int:
+    """Bytes of heads of the usual width once they are loaded, in fp32; 0 for other scorers."""
+    g = geometry
+    if kind == LocretHead.kind:
+        n_in = (g.n_q_heads + 2 * g.n_kv_heads) * g.head_dim
+        return 4 * g.n_layers * LOCRET_WIDTH * (n_in + g.n_kv_heads)
+    if kind == RetainingHead.kind:
+        row = RETAINING_WIDTH * (g.hidden_size + 1)
+        return 4 * g.n_layers * (row + (RETAINING_WIDTH + 1) * g.n_kv_heads)
+    return 0
 
 
 def flat_qkv(step: LayerStep) -> Tensor:

@@ -37,6 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"16, 8, k8v4, 4, 2 (default: {DEFAULT_KV_BITS})",
     )
     group.add_argument(
+        "--scorer",
+        choices=("retaining", "locret", "none"),
+        help="whose heads are loaded: ours, Locret's, or none (default: what reads by default)",
+    )
+    group.add_argument(
         "--memory", type=above_zero, metavar="GIB", help="of the card (default: what is free here)"
     )
     add_json(parser)
@@ -57,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         if not args.name:
             say("longread: models show needs the NAME of a model; list them with `models`.")
             return EXIT_ARGUMENTS
-        return _show(args)
+        return _show(args, paths)
     if args.name:
         say(f"longread: did you mean `models get {args.name}`?")
         return EXIT_ARGUMENTS
@@ -140,11 +145,17 @@ def _print_row(row: dict[str, Any]) -> None:
 
 
 def memory_sum(
-    spec: ModelSpec, weights: str, budget_tokens: int, chunk_tokens: int, quant: QuantConfig
+    spec: ModelSpec,
+    weights: str,
+    budget_tokens: int,
+    chunk_tokens: int,
+    quant: QuantConfig,
+    scorer: str,
 ) -> dict[str, int]:
     """Bytes by purpose while a document is read and asked (engine.memory.terms)."""
     from engine.memory import readable_nbytes, terms
     from engine.weights import weights_bytes
+    from heads.retaining import loaded_nbytes
 
     geometry = spec.geometry
     compute_bytes = 4 if weights == "fp32" else 2
@@ -155,24 +166,27 @@ def memory_sum(
         chunk_tokens,
         kv_bytes_per_value=quant.bytes_per_value(geometry.head_dim),
         compute_bytes=compute_bytes,
+        heads_bytes=loaded_nbytes(scorer, geometry),
     )
     return {**parts, "readable": readable_nbytes(geometry, budget_tokens, compute_bytes)}
 
 
-def _show(args: argparse.Namespace) -> int:
+def _show(args: argparse.Namespace, paths: DataPaths) -> int:
     from app.memory import available_bytes
     from engine.device import pick_device
     from engine.errors import UnknownModel
     from engine.memory import fits, total
     from engine.quantisation import parse_kv_bits
     from engine.registry import find
+    from heads.catalog import default_scorer
 
     spec = find(args.name)
     if spec is None:
         raise UnknownModel(f"No model '{args.name}' is listed.", "List them with `models`.")
     budget = args.budget or spec.default_budget
     quant = parse_kv_bits(args.kv_bits, spec.geometry)
-    parts = memory_sum(spec, args.weights, budget, args.chunk, quant)
+    scorer = args.scorer or default_scorer(spec.name, paths.models / "heads")
+    parts = memory_sum(spec, args.weights, budget, args.chunk, quant, scorer)
     given = args.memory and int(args.memory * GIB)
     room = given or available_bytes(pick_device("auto"))
     report = {
@@ -180,6 +194,7 @@ def _show(args: argparse.Namespace) -> int:
         "weights": args.weights,
         "budget_tokens": budget,
         "chunk_tokens": args.chunk,
+        "scorer": scorer,
         "k_bits": quant.k_bits,
         "v_bits": quant.v_bits,
         "terms_bytes": parts,

@@ -312,6 +312,23 @@ def test_the_sum_of_a_large_model_on_a_small_card(capsys: pytest.CaptureFixture[
     assert "does not fit 12.0 GiB" in text and "kv_cache" in text and "2.00 GiB" in text
 
 
+def test_the_sum_counts_the_heads_that_would_be_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["models", "show", "llama-3.1-8b", "--budget", "16384", "--memory", "12", "--json"]
+    found = {}
+    for scorer in ("none", "retaining", "locret"):
+        assert main([*flags, "--scorer", scorer]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["scorer"] == scorer and report["fits"]
+        found[scorer] = report["terms_bytes"]["heads"]
+    assert main(flags) == 0
+    assert json.loads(capsys.readouterr().out)["terms_bytes"]["heads"] == 0  # no heads are shipped
+    # 32 layers: 6,144 numbers of [q; k; v] and eight heads' scores for each of 1,024 inner units
+    assert found["none"] == 0 < found["retaining"] < found["locret"] == 4 * 32 * 1024 * (6144 + 8)
+    assert main(["models", "show", "qwen2.5-coder-0.5b", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["scorer"] == "retaining" and report["terms_bytes"]["heads"] > 20e6
+
+
 @pytest.mark.parametrize("memory", ["nan", "inf", "0", "-1", "much"])
 def test_a_card_has_a_size(memory: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:

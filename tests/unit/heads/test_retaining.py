@@ -28,6 +28,7 @@ from heads.retaining import (
     RetainingHead,
     head_digest,
     load_heads,
+    loaded_nbytes,
     save_heads,
     with_neighbours,
 )
@@ -540,3 +541,11 @@ def test_heads_beyond_sixteen_bits_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(InvalidSetting, match="w1 is beyond 16 bits"):
         save_heads(tmp_path / "h.safetensors", head, HeadCard())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", [LocretHead, RetainingHead])
+def test_the_bytes_of_loaded_heads_are_known_without_them(kind: Any) -> None:
+    geometry = tiny_model().geometry
+    held = sum(p.nbytes for p in kind(geometry).float().parameters())
+    assert loaded_nbytes(kind.kind, geometry) == held
+    assert loaded_nbytes("keydiff", geometry) == 0
