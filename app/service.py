@@ -287,6 +287,7 @@ class Reader:
         download: bool = True,
     ) -> LoadedModel:
         """The loaded model of this name; one is held at a time."""
+        from engine.decoding import check_answer_format
         from engine.loader import load_model
         from engine.registry import default_model
 
@@ -305,7 +306,9 @@ class Reader:
                 on_message=self.announce,
             )
             if self.asks:
-                self._decoder = self._begin_packing(loaded)
+                check_answer_format(self.answer_weights, loaded.device)
+                if self.answer_weights != "captured":  # recording wants the card for itself
+                    self._decoder = self._begin_packing(loaded)
             self._model = (key, loaded)
         return self._model[1]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from app.library import Library
 from app.paths import data_paths
 from app.service import OpenSession, Reader
 from app.settings import ReadSettings, eviction_config
+from engine import decoding
 from engine.errors import (
     InvalidSetting,
     NotEnoughDisk,
@@ -23,6 +25,7 @@ from engine.errors import (
 )
 from engine.eviction import EvictionConfig, Profile
 from engine.generate import Sampling
+from engine.loader import LoadedModel
 from ingest import DocumentMissing
 from tests.unit.app.tiny_reader import BOOK, SETTINGS, tiny_loaded, tiny_reader, use_tiny_model
 
@@ -56,9 +59,31 @@ def same_cache(one: OpenSession, two: OpenSession) -> bool:
     )
 
 
-def test_answer_weights_that_cannot_be_are_refused_before_anything_is_read(book: Path) -> None:
+@pytest.mark.parametrize(("weights", "while_reading"), [("same", 1), ("captured", 0)])
+def test_a_card_records_nothing_while_it_reads(
+    weights: str, while_reading: int, book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose, asked = decoding.choose_decoder, []
+
+    def counted(model: LoadedModel, wanted: str, **how: Any) -> decoding.DecoderChoice:
+        asked.append(wanted)
+        return choose(model, "same", **how)
+
+    monkeypatch.setattr(decoding, "choose_decoder", counted)
+    monkeypatch.setattr(decoding, "check_answer_format", lambda *_: None)
+    reader = Reader(Library(data_paths()), SETTINGS, answer_weights=weights)
+    session = reader.open(book)
+    assert len(asked) == while_reading
+    reader.ask(session, "Who met the wolves?", SHORT)
+    assert asked == [weights]
+
+
+@pytest.mark.parametrize("weights", ["nf4", "captured"])
+def test_answer_weights_that_cannot_be_are_refused_before_anything_is_read(
+    weights: str, book: Path
+) -> None:
     library = Library(data_paths())
-    reader = Reader(library, SETTINGS, answer_weights="nf4")
+    reader = Reader(library, SETTINGS, answer_weights=weights)
     for _ in range(2):  # the second document of a command, too
         with pytest.raises(InvalidSetting, match="of a card"):
             reader.open(book)
