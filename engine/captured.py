@@ -39,16 +39,27 @@ _TRIAL_ENTRIES = 40
 
 
 def cuda_graph(run: Run) -> tuple[Callable[[], None], Tensor]:
-    """Record what `run` launches; returns what plays it again, and the tensor it writes to."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(_WARM_UP_RUNS):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
+    """Record what `run` launches; returns what plays it again, and the tensor it writes to.
+
+    Raises what a run or the recording raises; the stream is the one before, whatever happens.
+    """
+    home, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    side.wait_stream(home)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        out = run()
+    try:
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UP_RUNS):
+                run()
+        home.wait_stream(side)
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            out = run()
+    except RuntimeError as error:
+        # A spoilt recording leaves its stream in place, and hides what spoilt it.
+        torch.cuda.set_stream(home)
+        home.wait_stream(side)
+        if isinstance(error.__context__, RuntimeError):
+            raise error.__context__ from None
+        raise
     return graph.replay, out
 
 
@@ -74,14 +85,20 @@ class CapturedDecoder:
 
     @torch.inference_mode()
     def forward(self, store: CacheView, token_ids: Sequence[int]) -> Tensor:
-        """See engine.generate.Decoder. Raises CaptureFailed if a recording says something else."""
+        """See engine.generate.Decoder.
+
+        Raises CaptureFailed if a step cannot be recorded, or the recording says something else.
+        """
         if len(token_ids) != 1:
             return self.lean.forward(store, token_ids)
         if self._step is not None and self._step.serves(store):
             return self._step.run(store, int(token_ids[0]))
         expected = self.lean.forward(store, token_ids)
         self._step = None  # its buffers make room for the next one's
-        step = _Step(self.lean, store, int(token_ids[0]), self._record)
+        try:
+            step = _Step(self.lean, store, int(token_ids[0]), self._record)
+        except RuntimeError as error:
+            raise CaptureFailed(_why(error)) from error
         _check(step.logits, expected)
         self._step = step
         return expected
@@ -92,15 +109,16 @@ def try_captured(model: LoadedModel, lean: LeanDecoder) -> CapturedDecoder:
 
     Raises CaptureFailed, with the reason, if nothing can be recorded here.
     """
+    cache = made_up_cache(model)
+    computed, played = cache.view(), cache.view()
+    tokens = range(1, 4)
+    expected = [lean.forward(computed, [token]) for token in tokens]
     decoder = CapturedDecoder(lean, cuda_graph)
-    views = [made_up_cache(model).view() for _ in range(2)]
     try:
-        for token in range(1, 4):
-            expected = lean.forward(views[0], [token])
-            _check(decoder.forward(views[1], [token]), expected)
+        for token, logits in zip(tokens, expected, strict=True):
+            _check(decoder.forward(played, [token]), logits)
     except RuntimeError as error:
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise CaptureFailed(f"a step cannot be recorded on this card ({said[0]}).") from error
+        raise CaptureFailed(_why(error)) from error
     return CapturedDecoder(lean)
 
 
@@ -146,7 +164,7 @@ class _Step:
         self.keys, self.values = torch.zeros(shape, dtype=cache.compute_dtype, device=device)
         self.token = torch.full((1,), token, dtype=torch.int64, device=device)
         self.place = torch.full((1,), view.n_tail - 1, dtype=torch.int64, device=device)
-        self._cache = weakref.ref(cache)  # a session that is closed takes its memory along
+        self._cache = weakref.ref(cache)  # a closed session's memory is not held here
         self._view: Callable[[], CacheView | None] = lambda: None
         self._take(view)
         store = _StepStore(view, self.keys, self.values, self.place)
@@ -173,7 +191,8 @@ class _Step:
     def _take(self, view: CacheView) -> None:
         """Let a view's tail lie in the buffers."""
         before = self._view()
-        if before is not None and before is not view:
+        moved = before is None or before is view or not before.tail_is_in(self.keys, self.values)
+        if before is not None and not moved:
             before.lay_tail(self.keys.clone(), self.values.clone(), before.n_tail)
         n_tail = view.n_tail
         for number, (k, v) in enumerate(view.tails()):
@@ -218,6 +237,11 @@ class _StepStore:
         packed = pack(q, len(keys))
         own = kernels.attend_up_to(packed, keys, values, self._place, scale)
         return merged([self._entries[layer].attend(packed, scale), own]).reshape(q.shape)
+
+
+def _why(error: RuntimeError) -> str:
+    said = str(error).strip().splitlines() or [type(error).__name__]
+    return f"a step cannot be recorded on this card ({said[0]})."
 
 
 def _check(found: Tensor, expected: Tensor) -> None:

@@ -8,6 +8,7 @@ EngineError                 cause and next_step are for the user
 |  `- ModelCorrupt          the files are here, but not what they should be
 |- UnsupportedArchitecture  the model's attention cannot be served
 |- NotLean                  the model is more than its weights; its own modules serve it
+|- CaptureFailed            a token's step cannot be recorded, or the recording is wrong
 |- NotEnoughMemory
 |- NotEnoughDisk
 |- PrefillStopped           the user stopped the reading; carries the state so far

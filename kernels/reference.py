@@ -32,7 +32,7 @@ def attend_up_to(
 ) -> tuple[Tensor, Tensor]:
     """Every query sees keys 0 to `last` [1] int64, which is read on the device: nothing waits.
 
-    Keys behind it are computed and weigh nothing, so they must be finite, and short of many.
+    What is behind it is computed and weighs nothing; values there must be finite.
     """
     logits = torch.matmul(q.float(), k.float().transpose(-1, -2)) * scale
     unseen = torch.arange(k.shape[-2], device=k.device) > last

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 N_TOKENS = 64
 CHUNK_TOKENS = 24  # leaves a shorter last chunk
 N_LONG = 523  # queries from which a CPU may take another way
-N_DOCUMENT = 40  # of which the rest is asked, all but one token at once
+N_DOCUMENT = 40  # of which the rest is asked, all but two tokens at once
 # Largest difference as a share of the plain result's range.
 TOLERANCE_FP32 = 1e-3
 TOLERANCE_16_BIT = 2e-2
@@ -56,7 +56,7 @@ def check(model: LoadedModel) -> dict[str, float | None]:
 
 
 def check_answers(choice: DecoderChoice, ids: list[int]) -> dict[str, float | None]:
-    """The logits of what answers, of several tokens and of one, beside the model's own modules.
+    """The logits of what answers, of several tokens and of single ones, beside the model's own.
 
     ids     N_TOKENS of a text: what few bits do to tokens drawn by chance says little
     Raises  ParityRed
@@ -109,7 +109,7 @@ def _kernels(model: LoadedModel) -> float:
 def _stored(model: LoadedModel) -> float:
     """Quantising, choosing what stays and a head's scores, against the plain versions.
 
-    On the CPU they are the plain ones, and nothing is to be found.
+    On the CPU all but the choice are the plain ones, and nothing is to be found.
     """
     generator = torch.Generator().manual_seed(2)
 

@@ -125,9 +125,10 @@ def test_one_recording_serves_the_questions_of_a_document_and_crops_and_forks() 
         first.crop(6)
         out += said(decoder, first, tokens(3, 5))
         out += [decoder.forward_all(first, tokens(3, 6))[-1]]  # as drafts are: tails move
+        out += said(decoder, second, tokens(2, 10))  # the first one's has moved out by itself
         out += said(decoder, first, tokens(2, 7)) + said(decoder, twin, tokens(2, 8))
         out += said(decoder, second, tokens(2, 9))
-        assert (first.n_tail, second.n_tail, twin.n_tail) == (6 + 3 + 3 + 2, 5, 9 + 2)
+        assert (first.n_tail, second.n_tail, twin.n_tail) == (6 + 3 + 3 + 2, 7, 9 + 2)
         found.append(out)
     for mine, theirs in zip(*found, strict=True):
         close(mine, theirs)
@@ -207,6 +208,15 @@ def test_a_recording_that_says_something_else_is_refused() -> None:
     player = CapturedDecoder(LeanDecoder(model, "same"), wrong)
     with pytest.raises(CaptureFailed, match="differs"):
         player.forward(cache_of(model).view(), [5])
+
+
+def test_a_recording_that_fails_on_a_document_is_told_in_a_sentence() -> None:
+    def full(_: Any) -> Any:
+        raise torch.OutOfMemoryError("no room for a recording")
+
+    player = CapturedDecoder(LeanDecoder(tiny_model(), "same"), full)
+    with pytest.raises(CaptureFailed, match="no room for a recording"):
+        player.forward(cache_of(tiny_model()).view(), [5])
 
 
 def test_where_nothing_can_be_recorded_the_choice_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
