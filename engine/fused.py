@@ -5,6 +5,7 @@ Nothing is decoded or turned ahead, so that a question needs no second copy of t
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -21,11 +22,13 @@ from kernels.quantise import Codes
 class FusedLayer:
     """Stands where a ReadLayer does.
 
+    cache    whose entries these are, held weakly: the cache holds its layers, and its memory must
+             go with the last view
     parts    settled entries and fine ones, with the length of the longest head; empty ones left out
     start    [n_kv_heads, 1] rotary position of the first token after the entries
     """
 
-    cache: DocCache
+    cache: weakref.ref[DocCache]
     layer: LayerCache
     parts: list[tuple[RaggedEntries, int]]
     start: Tensor
@@ -50,7 +53,7 @@ class FusedLayer:
         if sum(n_fine):
             where = torch.cat([p[m:] for p, m in zip(places, n_coded, strict=True)])
             parts.append(_part(cache, layer, (layer.keys.fine, layer.values.fine), n_fine, where))
-        return cls(cache, layer, parts, first_free_positions(cache, layer))
+        return cls(weakref.ref(cache), layer, parts, first_free_positions(cache, layer))
 
     def attend(self, packed_q: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
         """As ReadLayer.attend."""
@@ -61,11 +64,16 @@ class FusedLayer:
 
     def heads(self) -> list[Tensor]:
         """The rotated keys of each KV head, decoded: [1, length, head_dim]."""
-        return ReadLayer.of(self.cache, self.layer).heads()
+        return self._decoded().heads()
 
     def value_heads(self) -> list[Tensor]:
         """The values of each KV head, decoded: [1, length, head_dim]."""
-        return ReadLayer.of(self.cache, self.layer).value_heads()
+        return self._decoded().value_heads()
+
+    def _decoded(self) -> ReadLayer:
+        cache = self.cache()
+        assert cache is not None, "a view keeps its cache"
+        return ReadLayer.of(cache, self.layer)
 
 
 def _places(cache: DocCache, layer: LayerCache) -> list[Tensor]:

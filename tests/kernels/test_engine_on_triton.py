@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from importlib.util import find_spec
 from typing import Any
 
@@ -93,6 +95,20 @@ def test_the_step_that_a_card_records_reads_codes_as_they_lie(
         assert isinstance(view.entries(0), FusedLayer)
         found = [player.forward(view, [t]) for t in QUESTION]
     torch.testing.assert_close(torch.stack(found), torch.stack(expected), atol=2e-3, rtol=2e-3)
+
+
+def test_a_closed_document_gives_its_memory_back_at_once() -> None:
+    cache = read(tiny_model(hidden_size=256), (8, 4), "original").freeze()
+    with kernels.force("triton"):
+        view = cache.view()
+        assert isinstance(view.entries(0), FusedLayer)
+    gone = weakref.ref(cache)
+    gc.disable()
+    try:
+        del cache, view
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def scorer_of(name: str, model: Any) -> Any:
