@@ -27,13 +27,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tenso
     aten gives one head's few queries to one thread. So for short queries the keys are cut into
     stretches that look like heads, and joined by log-sum-exp (flash-decoding).
     """
-    wanted = q.dtype == torch.bfloat16 and q.shape[1] >= LONG and k.shape[1] > 0
-    if wanted and not (torch.is_grad_enabled() and q.requires_grad) and products_win():
+    if k.shape[1] > 0 and _by_products(q):
         found = products.attend(q, k, v, scale)
         if found is not None:
             return found
     n = _stretches(len(q), q.shape[1], k.shape[1])
     return _fused(q, k, v, scale) if n == 1 else _in_stretches(q, k, v, scale, n)
+
+
+def _by_products(q: Tensor) -> bool:
+    """Whether so many queries [n_heads, n, head_dim] are served by matrix products here."""
+    long = q.dtype == torch.bfloat16 and q.shape[1] >= LONG
+    return long and not (torch.is_grad_enabled() and q.requires_grad) and products_win()
 
 
 def _stretches(n_heads: int, n_q: int, n_k: int) -> int:
@@ -61,6 +66,10 @@ def _in_stretches(q: Tensor, k: Tensor, v: Tensor, scale: float, n: int) -> tupl
 
 def attend_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """See kernels.reference.attend_causal; one dtype. A group reads its keys where they lie."""
+    if _by_products(q):
+        found = products.attend_causal(q, k, v, scale)
+        if found is not None:
+            return found
     grouped = q.unflatten(0, (len(k), -1))
     shared = (t[:, None].expand(*grouped.shape) for t in (k, v))
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(

@@ -13,17 +13,21 @@ chunk.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 from torch import Tensor
 
-SAMPLE_EVERY = 8  # keys; the first is always among them, and it is where attention sinks
+N_SAMPLED = 256  # keys of a head; the first is among them, and it is where attention sinks
+SAMPLE_EVERY = 4  # keys of a chunk's own
 UNSEEN = -1e30  # a logit below all others
 BLOCK_ROWS = 1024  # queries
 BLOCK_KEYS = 2048  # a power of two, times LEAST_KEYS
 LEAST_KEYS = 256
 _SUMS = 8  # partial sums a row: each is rounded to bf16
+
+Block = tuple[Tensor, Tensor]  # keys [n, head_dim + 2] and values [n, head_dim]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
@@ -31,39 +35,88 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tenso
 
     None if a logit exceeds all sampled ones by so much that its weight cannot be held.
     """
-    heads = [_one_head(*parts, scale) for parts in zip(q, k, v, strict=True)]
-    outs = torch.stack([out for out, _ in heads])
-    sums = torch.stack([lse for _, lse in heads])
-    held = bool(torch.isfinite(sums).all()) and bool(torch.isfinite(outs).all())
-    return (outs, sums) if held else None
+    return _held([_one_head(*parts, scale) for parts in zip(q, k, v, strict=True)])
+
+
+def attend_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
+    """See kernels.reference.attend_causal; in bf16. None as in `attend`."""
+    grouped = q.unflatten(0, (len(k), -1))
+    found = _held([_one_causal(*parts, scale) for parts in zip(grouped, k, v, strict=True)])
+    return found and (found[0].flatten(0, 1), found[1].flatten(0, 1))
+
+
+def _held(heads: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
+    """Outputs and log-sum-exps of all heads, or None if one of the numbers is none."""
+    outs, sums = (torch.stack(parts) for parts in zip(*heads, strict=True))
+    # What is no number makes a sum none; asking each would take ten times as long.
+    return (outs, sums) if math.isfinite(outs.sum()) and math.isfinite(sums.sum()) else None
 
 
 def _one_head(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """q [n_q, d], k and v [n_k, d] -> output [n_q, d] in bf16 and log-sum-exp [n_q] fp32."""
     n_q, dim = q.shape
-    in_twos = scale * math.log2(math.e)  # 2 ** x is cheaper than e ** x
-    blocks = _blocks(*_padded(k, v))
-    queries = torch.cat([q, q.new_tensor([[0.0, 1.0]]).expand(n_q, 2)], dim=1)
+    keys, values = _padded(k, v)
+    blocks = _blocks(keys, values)
+    sampled = keys[torch.arange(N_SAMPLED) * len(k) // N_SAMPLED]
+    queries, held = _widened(q), q.new_empty(BLOCK_ROWS * BLOCK_KEYS)
     out, lse = torch.empty_like(q), torch.empty(n_q, dtype=torch.float32)
-    held = q.new_empty(BLOCK_ROWS * BLOCK_KEYS)
     for first in range(0, n_q, BLOCK_ROWS):
         rows = slice(first, min(first + BLOCK_ROWS, n_q))
         block = queries[rows]
-        block[:, dim] = _sampled_largest(block, blocks)
-        largest = block[:, dim].float() * in_twos
-        total = torch.zeros(len(block), dtype=torch.float32)
-        mixed = torch.zeros(len(block), dim, dtype=torch.float32)
-        for keys, values in blocks:
-            weights = held[: len(block) * len(keys)].view(len(block), -1)
-            weights.addmm_(block, keys.T, beta=0, alpha=in_twos).exp2_()
-            total += _row_sums(weights)
-            mixed += torch.mm(weights, values)
-        torch.div(mixed, total[:, None], out=out[rows])
-        lse[rows] = (total.log2() + largest) * math.log(2)
+        block[:, dim] = torch.mm(block, sampled.T).amax(-1)
+        out[rows], lse[rows] = _mixed(block, blocks, scale, held)
     return out, lse
 
 
-def _blocks(keys: Tensor, values: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _one_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """q [group, n, d], k and v [n, d] -> output [group, n, d] and log-sum-exp [group, n] fp32.
+
+    LEAST_KEYS positions at a time: they see all before them, and each other through a triangle.
+    """
+    group, n, dim = q.shape
+    keys, values = _padded(k, v)
+    queries, held = _widened(q), q.new_empty(group * LEAST_KEYS * min(len(keys), BLOCK_KEYS))
+    out, lse = torch.empty_like(q), q.new_empty(group, n, dtype=torch.float32)
+    for first in range(0, n, LEAST_KEYS):
+        rows, end = slice(first, min(first + LEAST_KEYS, n)), first + LEAST_KEYS
+        block = queries[:, rows].reshape(-1, dim + 2)
+        logits = torch.mm(block, keys[:end:SAMPLE_EVERY].T).view(group, -1, end // SAMPLE_EVERY)
+        block[:, dim] = logits.masked_fill_(_ahead(rows, end), UNSEEN).amax(-1).flatten()
+        blocks = zip(*(x[:end].split(BLOCK_KEYS) for x in (keys, values)), strict=True)
+        found = _mixed(block, list(blocks), scale, held, own_of=group)
+        out[:, rows], lse[:, rows] = (x.unflatten(0, (group, -1)) for x in found)
+    return out, lse
+
+
+def _ahead(rows: slice, end: int) -> Tensor:
+    """Which sampled keys before `end` lie ahead of which of these positions: [n, n_sampled]."""
+    return torch.arange(0, end, SAMPLE_EVERY) > torch.arange(rows.start, rows.stop)[:, None]
+
+
+def _mixed(
+    queries: Tensor, blocks: list[Block], scale: float, held: Tensor, own_of: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Output [n, d] fp32 and log-sum-exp [n] of queries [n, d + 2], their largest logit inside.
+
+    held    room for the largest block's weights
+    own_of  how many times the queries are those of the last block's last LEAST_KEYS positions, in
+            their order: of these keys each then sees those up to its own
+    """
+    dim = queries.shape[1] - 2
+    in_twos = scale * math.log2(math.e)  # 2 ** x is cheaper than e ** x
+    parts = []
+    for number, (keys, values) in enumerate(blocks, start=1):
+        weights = held[: len(queries) * len(keys)].view(len(queries), -1)
+        weights.addmm_(queries, keys.T, beta=0, alpha=in_twos).exp2_()
+        if own_of and number == len(blocks):
+            weights.unflatten(0, (own_of, -1))[..., -LEAST_KEYS:].tril_()
+        parts.append((_row_sums(weights), torch.mm(weights, values).float()))
+    total, mixed = (functools.reduce(torch.add, part) for part in zip(*parts, strict=True))
+    largest = queries[:, dim].float() * in_twos
+    return mixed.div_(total[:, None]), (total.log2() + largest) * math.log(2)
+
+
+def _blocks(keys: Tensor, values: Tensor) -> list[Block]:
     """Keys and values cut alike into runs of BLOCK_KEYS rows, and what is left by halves of it."""
     sizes = [BLOCK_KEYS] * (len(keys) // BLOCK_KEYS)
     rest, size = len(keys) % BLOCK_KEYS, BLOCK_KEYS
@@ -75,13 +128,12 @@ def _blocks(keys: Tensor, values: Tensor) -> list[tuple[Tensor, Tensor]]:
     return list(zip(keys.split(sizes), values.split(sizes), strict=True))
 
 
-def _sampled_largest(queries: Tensor, blocks: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Each query's largest logit, unscaled, over every SAMPLE_EVERY-th key: [n] bf16."""
-    sampled = [torch.mm(queries, keys[::SAMPLE_EVERY].T).amax(-1) for keys, _ in blocks]
-    return torch.stack(sampled).amax(0)
+def _widened(q: Tensor) -> Tensor:
+    """Queries with two columns more: their largest logit, filled in later, and UNSEEN's."""
+    return torch.cat([q, q.new_tensor([0.0, 1.0]).expand(*q.shape[:-1], 2)], dim=-1)
 
 
-def _padded(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def _padded(k: Tensor, v: Tensor) -> Block:
     """Keys with two columns more and rows up to a multiple of LEAST_KEYS; values likewise.
 
     The first column takes the queries' largest logit away, the second puts the rows that are none
