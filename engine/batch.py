@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from engine.attention import Store
-from engine.cache import CacheView
 from engine.errors import InvalidSetting
 from engine.generate import check_room
 from engine.trunk import hidden_after
+from engine.view import CacheView
 
 if TYPE_CHECKING:
     from engine.loader import LoadedModel

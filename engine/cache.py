@@ -1,8 +1,8 @@
-"""The document's cache: ragged heads of un-rotated keys and values, and views to ask on.
+"""The document's cache: ragged heads of un-rotated keys and values.
 
 Slots and positions are different things: an entry's slot is where it lies in the cache, its
 position is its index in the document. Keys are stored un-rotated; where they are turned to is
-decided when they are read.
+decided when they are read (engine.read_layer); questions are asked on views (engine.view).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-import kernels
 from engine.geometry import ModelGeometry
 from engine.quantisation import QuantConfig
 from engine.rotary import Rotary
@@ -23,10 +22,7 @@ from engine.splits import settled_counts
 from kernels.quantise import frame_of
 
 if TYPE_CHECKING:
-    from engine.fused import FusedLayer
-
-
-Turns = tuple[Tensor, Tensor]  # cosine and sine, each [n, rotary_dim / 2] fp32
+    from engine.view import CacheView, Readable
 
 
 @dataclass
@@ -119,7 +115,7 @@ class DocCache:
     scorer_state: dict[str, Tensor] = field(default_factory=dict)
     quant: QuantConfig = field(default_factory=QuantConfig)
     frozen: bool = False
-    _readable: list[ReadLayer | FusedLayer] = field(default_factory=list, repr=False)
+    _readable: list[Readable] = field(default_factory=list, repr=False)
 
     @classmethod
     def empty(
@@ -191,9 +187,10 @@ class DocCache:
         """A copy-on-write view for one question; the cache itself stays as it is."""
         if not self.frozen:
             raise AssertionError("only a frozen cache can be asked")
+        from engine.view import CacheView, readable_layers
+
         if not self._readable:
-            turns = _slot_turns(self)
-            self._readable = [_readable(self, layer, turns) for layer in self.layers]
+            self._readable = readable_layers(self)
         return CacheView(self, self._readable)
 
     def check(self) -> None:
@@ -213,255 +210,3 @@ class DocCache:
                 assert bool((positions[1:] > positions[:-1]).all()), f"{name} head {head}"
                 if len(positions):
                     assert 0 <= int(positions[0]) <= int(positions[-1]) < self.n_seen, name
-
-
-@dataclass(frozen=True)
-class ReadLayer:
-    """A layer as attention reads it: keys rotated, everything in the computing dtype.
-
-    keys, values  one tensor [n_heads, length, head_dim] per run of neighbouring heads of one
-                  length, so that an even layer is a single dense attention
-    start         [n_kv_heads, 1] rotary position of the first token after the entries
-    """
-
-    keys: list[Tensor]
-    values: list[Tensor]
-    start: Tensor
-
-    @classmethod
-    def of(cls, cache: DocCache, layer: LayerCache, turns: Turns | None = None) -> ReadLayer:
-        """Rotate a layer's keys to where the cache's rule puts them.
-
-        turns  of `_slot_turns`, where several layers are read
-        """
-        keys, values = [], []
-        for first, n_heads, length in _even_runs(layer.lengths):
-            rows = slice(layer.offsets[first], layer.offsets[first + n_heads])
-            k = layer.keys.block(first, n_heads, cache.compute_dtype)
-            if turns is None:
-                positions = _read_positions(cache, layer, rows, (n_heads, length))
-                keys.append(cache.rotary.rotate(k, positions))
-            else:
-                keys.append(cache.rotary.apply(k, *(part[:length] for part in turns)))
-            values.append(layer.values.block(first, n_heads, cache.compute_dtype))
-        return cls(keys, values, first_free_positions(cache, layer))
-
-    def attend(self, packed_q: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
-        """packed_q [n_kv_heads, group * n, head_dim], rotated -> output and log-sum-exp.
-
-        None if there is nothing to attend to. Every head of a model keeps its sinks, so heads
-        are empty all together or not at all.
-        """
-        if self.keys[0].shape[1] == 0:
-            return None
-        first, parts = 0, []
-        for k, v in zip(self.keys, self.values, strict=True):
-            parts.append(kernels.attend(packed_q[first : first + len(k)], k, v, scale))
-            first += len(k)
-        if len(parts) == 1:
-            return parts[0]
-        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
-
-    def flat(self, offsets: tuple[int, ...]) -> kernels.History | None:
-        """Head after head in flat tensors; None if there is nothing."""
-        if not offsets[-1]:
-            return None
-        keys, values = (
-            torch.cat([block.flatten(0, 1) for block in side]) for side in (self.keys, self.values)
-        )
-        where = torch.tensor(offsets, dtype=torch.int32, device=keys.device)
-        return kernels.History(keys, values, where)
-
-    def heads(self) -> list[Tensor]:
-        """The rotated keys of each KV head: [1, length, head_dim]."""
-        return [k for block in self.keys for k in block.split(1)]
-
-    def value_heads(self) -> list[Tensor]:
-        """The values of each KV head: [1, length, head_dim]."""
-        return [v for block in self.values for v in block.split(1)]
-
-
-def _slot_turns(cache: DocCache) -> Turns | None:
-    """Cosine and sine of all slots of the longest head, if entries are read at their slots."""
-    if cache.positions_mode == "original":
-        return None
-    longest = max(n for layer in cache.layers for n in layer.lengths)
-    return cache.rotary.cos_sin(torch.arange(longest, device=cache.layers[0].positions.device))
-
-
-def _readable(cache: DocCache, layer: LayerCache, turns: Turns | None) -> ReadLayer | FusedLayer:
-    """As the backend reads it: as it is stored, or decoded and turned once for all questions."""
-    from engine.fused import FusedLayer
-
-    if kernels.fuses(layer.positions.device) and FusedLayer.fits(cache, layer):
-        return FusedLayer.of(cache, layer)
-    return ReadLayer.of(cache, layer, turns)
-
-
-def _even_runs(lengths: list[int]) -> list[tuple[int, int, int]]:
-    """(first head, number of heads, their length) for each run of equal neighbours."""
-    runs: list[tuple[int, int, int]] = []
-    for head, length in enumerate(lengths):
-        if runs and runs[-1][2] == length:
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1, length)
-        else:
-            runs.append((head, 1, length))
-    return runs
-
-
-def _read_positions(
-    cache: DocCache, layer: LayerCache, rows: slice, shape: tuple[int, int]
-) -> Tensor:
-    """Rotary positions of some heads' rows [n_heads, length] under the cache's rule."""
-    if cache.positions_mode == "original":
-        return layer.positions[rows].reshape(shape)
-    return torch.arange(shape[1], device=layer.positions.device).expand(shape)
-
-
-def first_free_positions(cache: DocCache, layer: LayerCache) -> Tensor:
-    """Rotary position of the next token for each KV head: [n_kv_heads, 1] int64."""
-    if cache.positions_mode == "original":
-        values = [cache.n_seen] * cache.geometry.n_kv_heads
-    else:
-        values = layer.lengths
-    return torch.tensor(values, device=layer.positions.device)[:, None]
-
-
-def pack(q: Tensor, n_kv_heads: int) -> Tensor:
-    """[n_q_heads, n, d] -> [n_kv_heads, group * n, d]: the query group becomes rows."""
-    return q.reshape(n_kv_heads, -1, q.shape[-1])
-
-
-def turned_together(
-    rotary: Rotary, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Queries [n_q_heads, n, d] and keys [n_kv_heads, n, d] of the same tokens, rotated in one go.
-
-    cos, sin  [n_kv_heads, 1, n, rotary_dim / 2]
-    """
-    grouped = q.reshape(len(k), -1, *q.shape[1:])
-    turned = rotary.apply(torch.cat([grouped, k[:, None]], dim=1), cos, sin)
-    return turned[:, :-1].reshape(q.shape), turned[:, -1]
-
-
-def rotate_group(rotary: Rotary, q: Tensor, positions: Tensor) -> Tensor:
-    """Rotate queries [n_q_heads, n, d] at their KV head's positions [n_kv_heads, n]."""
-    grouped = q.reshape(positions.shape[0], -1, *q.shape[1:])
-    return rotary.rotate(grouped, positions[:, None, :]).reshape(q.shape)
-
-
-class CacheView:
-    """A question on top of a frozen cache: shares its entries, appends its own, changes nothing.
-
-    It is a `Store`: the model's forward passes append their keys and values to the view's tail.
-    """
-
-    wants_hidden = False
-
-    def __init__(self, cache: DocCache, readable: list[ReadLayer | FusedLayer]) -> None:
-        self.cache = cache
-        self._readable = readable
-        self._tail_k: list[Tensor | None] = [None] * len(readable)
-        self._tail_v: list[Tensor | None] = [None] * len(readable)
-        self._turned: tuple[tuple[int, int], Tensor, Tensor] | None = None
-
-    @property
-    def n_tail(self) -> int:
-        """Tokens appended on top of the document."""
-        tail = self._tail_k[-1]
-        return 0 if tail is None else tail.shape[1]
-
-    def entries(self, layer: int) -> ReadLayer | FusedLayer:
-        """The document's entries of a layer as this view reads them."""
-        return self._readable[layer]
-
-    def fork(self) -> CacheView:
-        """A second view that goes its own way from here, with a tail of its own."""
-        twin = CacheView(self.cache, self._readable)
-        for ours, theirs in ((self._tail_k, twin._tail_k), (self._tail_v, twin._tail_v)):
-            theirs[:] = [None if t is None else t.clone() for t in ours]
-        return twin
-
-    def tails(self) -> list[tuple[Tensor | None, Tensor | None]]:
-        """Keys, rotated, and values of the appended tokens, per layer [n_kv_heads, n, head_dim]."""
-        return list(zip(self._tail_k, self._tail_v, strict=True))
-
-    def lay_tail(self, keys: Tensor, values: Tensor, n_tail: int) -> None:
-        """Let the tail be the first n_tail tokens of [n_layers, n_kv_heads, room, head_dim]."""
-        for tail, buffers in ((self._tail_k, keys), (self._tail_v, values)):
-            tail[:] = buffers[:, :, :n_tail].unbind()
-
-    def tail_is_in(self, keys: Tensor, values: Tensor) -> bool:
-        """Whether the tail lies where `lay_tail` would lay it."""
-        pairs = ((self._tail_k, keys), (self._tail_v, values))
-        return all(
-            t is not None and t.data_ptr() == buffer.data_ptr()
-            for tail, buffers in pairs
-            for t, buffer in zip(tail, buffers, strict=True)
-        )
-
-    def crop(self, n_tail: int) -> None:
-        """Forget everything after the first `n_tail` appended tokens."""
-        if not 0 <= n_tail <= self.n_tail:
-            raise AssertionError(f"cannot crop a tail of {self.n_tail} tokens to {n_tail}")
-        for tail in (self._tail_k, self._tail_v):
-            tail[:] = [None if t is None else t[:, :n_tail] for t in tail]
-
-    def see_hidden(self, layer: int, hidden: Tensor) -> None:
-        """Store protocol; a view has no use for it."""
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """Store protocol: document entries, then the tail so far, then causally the new tokens."""
-        geometry = self.cache.geometry
-        entries = self._readable[layer]
-        past_k, past_v = self._tail_k[layer], self._tail_v[layer]
-        n_past = 0 if past_k is None else past_k.shape[1]
-        q, k = self._rotate(layer, q, k, n_past)
-        if past_k is not None and past_v is not None:
-            tail_k, tail_v = torch.cat([past_k, k], dim=1), torch.cat([past_v, v], dim=1)
-        else:
-            tail_k, tail_v = k.contiguous(), v.contiguous()
-        self._tail_k[layer], self._tail_v[layer] = tail_k, tail_v
-        packed = pack(q, geometry.n_kv_heads)
-        parts = [entries.attend(packed, scale)]
-        if k.shape[1] == 1:
-            parts.append(kernels.attend(packed, tail_k, tail_v, scale))
-        else:
-            if past_k is not None and past_v is not None and n_past:
-                parts.append(kernels.attend(packed, past_k, past_v, scale))
-            parts.append(attend_within(q, k, v, scale, geometry.n_kv_heads))
-        return merged(parts).reshape(q.shape)
-
-    def _rotate(self, layer: int, q: Tensor, k: Tensor, n_past: int) -> tuple[Tensor, Tensor]:
-        """Turn new queries and keys to their positions, in one go: they stand at the same ones."""
-        cos, sin = self._turns(n_past, k.shape[1])
-        return turned_together(self.cache.rotary, q, k, cos[layer], sin[layer])
-
-    def _turns(self, n_past: int, n: int) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of n tokens after n_past, of all layers, computed once for a forward.
-
-        Each [n_layers, n_kv_heads, 1, n, rotary_dim / 2].
-        """
-        if self._turned is None or self._turned[0] != (n_past, n):
-            starts = torch.stack([entries.start for entries in self._readable])
-            positions = starts + torch.arange(n_past, n_past + n, device=starts.device)
-            cos, sin = self.cache.rotary.cos_sin(positions[:, :, None])
-            self._turned = ((n_past, n), cos, sin)
-        return self._turned[1:]
-
-
-def attend_within(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, n_kv_heads: int
-) -> tuple[Tensor, Tensor]:
-    """New tokens causally over themselves, packed: [n_kv_heads, group * n, d] and lse."""
-    out, lse = kernels.attend_causal(q, k, v, scale)
-    return pack(out, n_kv_heads), lse.reshape(n_kv_heads, -1)
-
-
-def merged(parts: list[tuple[Tensor, Tensor] | None]) -> Tensor:
-    """Join attentions over disjoint keys; None stands for no keys."""
-    present = [part for part in parts if part is not None]
-    out, lse = present[0]
-    for other_out, other_lse in present[1:]:
-        out, lse = kernels.merge(out, lse, other_out, other_lse)
-    return out

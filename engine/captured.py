@@ -19,10 +19,12 @@ import torch
 from torch import Tensor
 
 import kernels
-from engine.cache import CacheView, DocCache, merged, pack, turned_together
+from engine.cache import DocCache
 from engine.errors import CaptureFailed
+from engine.read_layer import merged, pack, turned_together
 from engine.rotary import Rotary
 from engine.rows import Rows
+from engine.view import CacheView
 
 if TYPE_CHECKING:
     from engine.lean import LeanDecoder

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 import kernels
-from engine.cache import DocCache, LayerCache, ReadLayer, first_free_positions
+from engine.cache import DocCache, LayerCache
+from engine.read_layer import ReadLayer, first_free_positions
 from kernels import RaggedEntries
 from kernels.quantise import Codes
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from engine.attention import decoder_of
-from engine.cache import CacheView
 from engine.errors import InvalidSetting
+from engine.view import CacheView
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessorList

@@ -14,19 +14,12 @@ import torch
 from torch import Tensor
 
 import kernels
-from engine.cache import (
-    DocCache,
-    LayerCache,
-    ReadLayer,
-    attend_within,
-    pack,
-    rotate_group,
-    settled_layers,
-)
+from engine.cache import DocCache, LayerCache, settled_layers
 from engine.errors import InvalidSetting, PrefillStopped
 from engine.eviction import EvictionConfig, HeadEntries, compact_ceiling, select
 from engine.pruning import pruned
 from engine.quantisation import QuantConfig
+from engine.read_layer import ReadLayer, attend_within, pack, rotate_group
 from engine.refit import References, refitted, set_aside
 from engine.rows import Rows
 from engine.scoring import LayerStep, Scorer, group_mean

@@ -27,7 +27,8 @@ from torch import Tensor
 import kernels
 from engine.attention import decoder_of
 from engine.batch import SideBySide
-from engine.cache import DocCache, attend_within, pack, rotate_group
+from engine.cache import DocCache
+from engine.read_layer import attend_within, pack, rotate_group
 from engine.refit import References
 from engine.trunk import hidden_after
 

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from engine.cache import ReadLayer
 from engine.errors import InvalidSetting, PrefillStopped
 from engine.eviction import RESERVE_TOKENS, EvictionConfig
 from engine.prefill import PrefillConfig, stored
 from engine.pruning import pruned
+from engine.read_layer import ReadLayer
 from engine.refit import OLDER, RIDGE, References, joined, refitted
 from engine.rows import Rows
 from heads.labels import Kind, Labels, Probe, measure, output_grams

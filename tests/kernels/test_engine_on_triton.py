@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from engine.cache import ReadLayer
 from engine.captured import CapturedDecoder
 from engine.eviction import EvictionConfig
 from engine.fused import FusedLayer
@@ -19,6 +18,7 @@ from engine.lean import LeanDecoder
 from engine.prefill import PrefillConfig, prefill
 from engine.pruning import pruned
 from engine.quantisation import QuantConfig
+from engine.read_layer import ReadLayer
 from engine.scorers.keydiff import KeyDiffScorer
 from heads.retaining import HeadCard, HeadScorer, LocretHead, RetainingHead
 from tests.fakes import tiny_model, tokens

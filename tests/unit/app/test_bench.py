@@ -305,7 +305,8 @@ def test_a_model_that_reads_chunks_otherwise_is_red(
     part: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Right kernels, wrong positions: only the comparison of logits can see that."""
-    from engine.cache import CacheView, ReadLayer
+    from engine.read_layer import ReadLayer
+    from engine.view import CacheView
 
     if part == "view":
         attend = CacheView.attend

@@ -14,8 +14,8 @@ from app.cli import main
 from app.portable import export_session, import_session
 from app.service import OpenSession, Reader
 from app.settings import ReadSettings
-from engine.cache import CacheView
 from engine.errors import InvalidSetting, PrefillStopped
+from engine.view import CacheView
 from tests.unit.app.tiny_reader import SETTINGS, tiny_loaded, tiny_reader, use_tiny_model
 
 TWICE = replace(SETTINGS, read_twice=True, allocation="global", budget_tokens=200)

@@ -8,12 +8,13 @@ from torch.nn.functional import cross_entropy
 
 from engine.attention import decoder_of
 from engine.batch import SideBySide, generate_together, nll_together
-from engine.cache import CacheView, DocCache
+from engine.cache import DocCache
 from engine.errors import InvalidSetting
 from engine.eviction import EvictionConfig
 from engine.generate import Sampling, generate
 from engine.prefill import PrefillConfig, prefill
 from engine.scorers.keydiff import KeyDiffScorer
+from engine.view import CacheView
 from tests.fakes import TinyModel, tiny_model, tokens
 
 PROMPTS = [tokens(n, seed=n) for n in (5, 1, 17, 8, 30, 2)]

@@ -10,11 +10,11 @@ from torch import nn
 
 from engine import layer_weights, lean
 from engine.attention import prepare
-from engine.cache import CacheView
 from engine.errors import InvalidSetting, NotLean
 from engine.generate import forward
 from engine.geometry import SERVED_FAMILIES, geometry_of
 from engine.lean import LeanDecoder
+from engine.view import CacheView
 from kernels.linear import rounded
 from tests.fakes import TinyModel, cache_of, filled, stock_model, tiny_config, tiny_model, tokens
 

@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.cache import CacheView
 from engine.eviction import EvictionConfig
 from engine.generate import Generation, Sampling, StockDecoder, generate
 from engine.prefill import PrefillConfig, prefill
 from engine.scorers.keydiff import KeyDiffScorer
 from engine.speculation import LONGEST_DRAFT, Drafter
+from engine.view import CacheView
 from tests.fakes import tiny_model, tokens
 
 PROMPT = tokens(5, 9)

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from engine.attention import decoder_of
-from engine.cache import CacheView, DocCache
+from engine.cache import DocCache
 from engine.errors import InvalidSetting, PrefillStopped
 from engine.eviction import EvictionConfig, Positions
 from engine.prefill import ChunkStore, PrefillConfig, prefill
 from engine.pruning import pruned
 from engine.scorers.uniform_random import RandomScorer
+from engine.view import CacheView
 from heads.replay import replay_ids
 from heads.second_reading import (
     FIRST_PASS_FACTOR,
