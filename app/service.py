@@ -261,10 +261,9 @@ class Reader:
         return choice
 
     def _begin_packing(self, model: LoadedModel) -> Future[DecoderChoice]:
-        from engine.decoding import check_answer_format, choose_decoder
+        from engine.decoding import choose_decoder
         from engine.numeric import CACHE_NAME
 
-        check_answer_format(self.answer_weights, model.device)
         cache_file = self.paths.models / CACHE_NAME
         pool = ThreadPoolExecutor(1, "packing")
         found = pool.submit(choose_decoder, model, self.answer_weights, cache_file=cache_file)

@@ -166,6 +166,8 @@ def check_folder(folder: Path) -> Path:
 
 def read_text(path: Path) -> str:
     """A UTF-8 file; raises SourceMissing or SourceMalformed."""
+    if path.is_dir():
+        raise SourceMissing(f"{path} is a folder.", "Name the file inside it that is meant.")
     if not path.is_file():
         raise SourceMissing(f"There is no file {path}.", "Check the source's path.")
     try:

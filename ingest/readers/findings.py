@@ -80,7 +80,8 @@ class Findings:
             )
         if self._garbage:
             raise BrokenDocument("The text of the document cannot be decoded.", _OCR_STEP)
-        raise EmptyDocument(f"The document has {pages} with nothing on them.", "Choose another.")
+        them = "them" if self._pages > 1 else "it"
+        raise EmptyDocument(f"The document has {pages} with nothing on {them}.", "Choose another.")
 
     def warnings(self, doc: Any) -> list[DocumentWarning]:
         """Everything worth telling, grouped; page is the first page concerned."""

@@ -80,6 +80,9 @@ def test_a_tale_folder_is_refused_by_what_is_wrong_with_it(tmp_path: Path) -> No
     questions.unlink()
     with pytest.raises(SourceMissing, match=r"a-questions\.csv"):
         fairytaleqa.build(tmp_path, "train")
+    questions.mkdir()
+    with pytest.raises(SourceMissing, match=r"a-questions\.csv is a folder"):
+        fairytaleqa.build(tmp_path, "train")
 
 
 # QMSum

@@ -240,10 +240,14 @@ def test_pictures_only_is_scanned_and_names_the_way_out(tmp_path: Path) -> None:
     assert "OCR" in caught.value.next_step
 
 
-def test_blank_pages_are_empty_and_not_scanned(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("n_pages", "said"), [(1, "1 page with nothing on it"), (2, "2 pages with nothing on them")]
+)
+def test_blank_pages_are_empty_and_not_scanned(n_pages: int, said: str, tmp_path: Path) -> None:
     doc = new_pdf()
-    doc.new_page()
-    with pytest.raises(EmptyDocument):
+    for _ in range(n_pages):
+        doc.new_page()
+    with pytest.raises(EmptyDocument, match=said):
         read_here(save(doc, tmp_path / "e.pdf"))
 
 
