@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
+from typing import cast
 
 from engine.geometry import ModelGeometry
 
@@ -93,6 +96,22 @@ def available_memory(device: str = "cpu") -> int:
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(free) + unused
     return min(_system_available(), *_container_rooms())
+
+
+def give_back_freed() -> None:
+    """Let the C library return to the system what it holds of freed memory; does so with glibc.
+
+    A reading allocates and frees without end, and what lies free in pieces is not used again.
+    """
+    trim = _glibc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _glibc_trim() -> Callable[[int], int] | None:
+    found = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    return cast("Callable[[int], int] | None", found)
 
 
 def _system_available() -> int:

@@ -17,6 +17,7 @@ import kernels
 from engine.cache import DocCache, LayerCache, settled_layers
 from engine.errors import InvalidSetting, PrefillStopped
 from engine.eviction import EvictionConfig, HeadEntries, compact_ceiling, select
+from engine.memory import give_back_freed
 from engine.pruning import pruned
 from engine.quantisation import QuantConfig
 from engine.read_layer import ReadLayer, attend_within, pack, rotate_group
@@ -103,6 +104,8 @@ def prefill(
         read_chunk(
             model, cache, chunk, config, scorer, last=last, ceiling=ceiling, see_whole=see_whole
         )
+        if model.device == "cpu":
+            give_back_freed()
         n_chunks += 1
         if on_progress is not None:
             on_progress(cache.n_seen, len(ids))
@@ -235,10 +238,20 @@ class ChunkStore:
         device = cache.layers[0].positions.device
         self.positions = torch.arange(cache.n_seen, cache.n_seen + n_new, device=device)
         self._hidden: Tensor | None = None
-        self._new: list[tuple[Tensor, Tensor]] = []
+        self._new = self._room(n_new)
         self._scores: list[list[Tensor]] = []  # per layer, per head: kept entries, then new ones
         self._refit = refit
         self._references: list[tuple[References | None, Tensor]] = []  # and where keys are turned
+
+    def _room(self, n_new: int) -> Tensor:
+        """For the chunk's keys and values: [n_layers, 2, n_kv_heads, n_new, head_dim].
+
+        In one block, as they will be kept: they outlive the tensors that come and go beside them,
+        and each by itself would lie between two gaps.
+        """
+        geometry, kept = self.cache.geometry, self.cache.layers[0].keys.fine
+        shape = (geometry.n_layers, 2, geometry.n_kv_heads, n_new, geometry.head_dim)
+        return torch.empty(shape, dtype=kept.dtype, device=kept.device)
 
     def see_hidden(self, layer: int, hidden: Tensor) -> None:
         """Store protocol."""
@@ -285,8 +298,8 @@ class ChunkStore:
         new = self.scorer.score(step).to(torch.float32)
         kept = self.scorer.rescore(step, kept)
         self._scores.append([torch.cat([kept[h], new[h]]) for h in range(n_heads)])
-        dtype = cached.keys.fine.dtype
-        self._new.append((stored(k, dtype), stored(v, dtype)))
+        for place, part in zip(self._new[layer], (k, v), strict=True):
+            place.copy_(stored(part, place.dtype))
 
     def replace_scores(self, scores: Tensor) -> None:
         """Give the chunk's entries these scores [n] in every layer and head."""
@@ -323,7 +336,6 @@ class ChunkStore:
             self.cache.layers[number] = kept.settled(settled[number], quant) if quant.on else kept
             if self._references:
                 self._references[number] = (None, torch.empty(0))
-            self._new[number] = (torch.empty(0), torch.empty(0))  # free the chunk as we go
 
     def _refitted(self, number: int, chosen: list[Tensor]) -> Tensor | None:
         """The values of a layer's kept entries after the refit: [sum_len, head_dim] fp32."""
@@ -389,9 +401,12 @@ def _attend_in_parts(
 ) -> tuple[Tensor, Tensor]:
     """Kept entries and the chunk apart, merged: [n_kv_heads, group * n, d], log-sum-exp."""
     n_kv_heads = len(k)
-    within = attend_within(q, k, v, scale, n_kv_heads)
+    out, lse = attend_within(q, k, v, scale, n_kv_heads)
     history = entries.attend(pack(q, n_kv_heads), scale)
-    return within if history is None else kernels.merge(*history, *within)
+    if history is not None:
+        for head, kept in enumerate(zip(*history, strict=True)):  # in between they are in fp32
+            out[head], lse[head] = kernels.merge(*kept, out[head], lse[head])
+    return out, lse
 
 
 def _mass(

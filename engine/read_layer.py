@@ -135,9 +135,15 @@ def turned_together(
 
 
 def rotate_group(rotary: Rotary, q: Tensor, positions: Tensor) -> Tensor:
-    """Rotate queries [n_q_heads, n, d] at their KV head's positions [n_kv_heads, n]."""
-    grouped = q.reshape(positions.shape[0], -1, *q.shape[1:])
-    return rotary.rotate(grouped, positions[:, None, :]).reshape(q.shape)
+    """Rotate queries [n_q_heads, n, d] at their KV head's positions [n_kv_heads, n].
+
+    Contiguous, and a group at a time: in between they are in fp32.
+    """
+    grouped = q.unflatten(0, (len(positions), -1))
+    turned = q.new_empty(grouped.shape)
+    for group, own, where in zip(turned, grouped, positions, strict=True):
+        group.copy_(rotary.rotate(own, where))
+    return turned.flatten(0, 1)
 
 
 def attend_within(

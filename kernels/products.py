@@ -76,7 +76,7 @@ def _one_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, 
     group, n, dim = q.shape
     keys, values = _padded(k, v)
     queries, held = _widened(q), q.new_empty(group * LEAST_KEYS * min(len(keys), BLOCK_KEYS))
-    out, lse = torch.empty_like(q), q.new_empty(group, n, dtype=torch.float32)
+    out, lse = q.new_empty(q.shape), q.new_empty(group, n, dtype=torch.float32)
     for first in range(0, n, LEAST_KEYS):
         rows, end = slice(first, min(first + LEAST_KEYS, n)), first + LEAST_KEYS
         block = queries[:, rows].reshape(-1, dim + 2)

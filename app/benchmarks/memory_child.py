@@ -5,7 +5,6 @@ Run by app.benchmarks.memory as `python -m app.benchmarks.memory_child`.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
@@ -80,15 +79,6 @@ class PeakMeter:
             self._peak = max(self._peak, rss_bytes())
 
 
-def give_back_freed() -> None:
-    """Let the C library return what loading has freed, so that a reading cannot hide in it."""
-    gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
-        if trim is not None:
-            trim(0)
-
-
 def _reset_record() -> bool:
     """Set the kernel's record of our peak to what we hold now; whether that worked."""
     try:
@@ -113,6 +103,7 @@ def _record() -> int | None:
 
 def measured(request: Request) -> dict[str, Any]:
     """Read a text of the first of the lengths; peak, loaded model, final cache, and the plan."""
+    from engine.memory import give_back_freed
     from engine.prefill import prefill
 
     bench = Bench(request, ProgressLine())
@@ -122,7 +113,8 @@ def measured(request: Request) -> dict[str, Any]:
     scorer = bench.new_scorer()
     config = bench.config(scorer)
     prefill(model, ids[:WARM_UP_TOKENS], config, scorer)
-    give_back_freed()
+    gc.collect()
+    give_back_freed()  # so that a reading cannot hide in what loading has freed
     meter = PeakMeter(model.device)
     loaded = meter.held()
     with meter:

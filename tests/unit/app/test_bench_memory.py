@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import mmap
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from app.benchmarks import memory, memory_child
 from app.benchmarks.errors import ChildFailed
@@ -124,16 +121,3 @@ def test_a_child_that_dies_is_a_fault(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(memory, "COMMAND", (memory.COMMAND[0], "-c", "raise SystemExit(9)"))
     with pytest.raises(ChildFailed, match="exit code 9"):
         memory.measure(a_bench(tmp_path))
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only glibc can be asked to")
-def test_what_was_freed_is_given_back() -> None:
-    if not hasattr(ctypes.CDLL(None), "malloc_trim"):
-        pytest.skip("this C library is not glibc")
-    blocks = [torch.ones(8192) for _ in range(3000)]
-    above = torch.ones(8192)  # keeps the library from shrinking its heap by itself
-    del blocks
-    before = PeakMeter("cpu").held()
-    memory_child.give_back_freed()
-    assert PeakMeter("cpu").held() < before - 60 * MIB
-    assert above.sum() == 8192

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from app.memory import rss_bytes
 from engine import weights as formats
 from engine.errors import InvalidSetting
 from engine.geometry import ModelGeometry
-from engine.memory import available_memory, fits, terms, total
+from engine.memory import available_memory, fits, give_back_freed, terms, total
 from engine.numeric import Choice
 from engine.registry import find
 from engine.weights import choose_weights, weights_bytes
@@ -146,3 +148,16 @@ def test_few_shapes_of_products_are_remembered_unless_somebody_says_otherwise(
     code = f"import engine, os; print(os.environ['{name}'])"
     made = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert made.stdout.strip() == expected, made.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc can be asked to")
+def test_what_was_freed_is_given_back() -> None:
+    if not hasattr(ctypes.CDLL(None), "malloc_trim"):
+        pytest.skip("this C library is not glibc")
+    blocks = [torch.ones(8192) for _ in range(3000)]
+    above = torch.ones(8192)  # keeps the library from shrinking its heap by itself
+    del blocks
+    before = rss_bytes()
+    give_back_freed()
+    assert rss_bytes() < before - (60 << 20)
+    assert above.sum() == 8192
