@@ -25,6 +25,7 @@ from app.prompts import Layout, Turn
 from app.reading import Job, ReadReport, check_same, read_document, restore
 from app.records import SESSION_READY, SessionRecord
 from app.settings import ReadSettings
+from app.sharing import ThreadShare, both
 from app.store import StoredDocument, keep_document, original_file, stored_document
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class Reader:
         self.defaults = defaults or ReadSettings()
         self.device = device
         self.announce = announce or (lambda text: None)
+        self._share = ThreadShare(self.announce)
         self._model: tuple[tuple[str, str], LoadedModel] | None = None
         self._decoder: Future[DecoderChoice] | None = None
         self._said = ""
@@ -220,16 +222,18 @@ class Reader:
         turns = layout.fitting_history(history, history_tokens) if history_tokens else []
         tail = layout.tail(question, turns)
         text = TokenText(session.model.tokenizer, on_text)
-        made = generate(
-            session.model,
-            session.cache.view(),
-            tail,
-            sampling,
-            on_token=text.add,
-            stop=stop,
-            decoder=self.decoder(session.model).decoder,
-            drafter=Drafter(session.cache.token_ids, tail),
-        )
+        decoder = self.decoder(session.model).decoder
+        with self._share.computing() as look:
+            made = generate(
+                session.model,
+                session.cache.view(),
+                tail,
+                sampling,
+                on_token=both(text.add, look),
+                stop=stop,
+                decoder=decoder,
+                drafter=Drafter(session.cache.token_ids, tail),
+            )
         answer_text = text.finish()
         citations = session.witness(self.library).cite(answer_text, question)
         self.library.touch_session(session.record.id)
@@ -388,14 +392,15 @@ class Reader:
                 check_length(plan)
                 check_fits(plan)
                 before_read = rss_bytes()
-                cache, report = read_document(
-                    job,
-                    self.library,
-                    on_progress=on_progress,
-                    on_session=on_session,
-                    stop=stop,
-                    announce=self.announce,
-                )
+                with self._share.computing() as look:
+                    cache, report = read_document(
+                        job,
+                        self.library,
+                        on_progress=both(on_progress, look),
+                        on_session=on_session,
+                        stop=stop,
+                        announce=self.announce,
+                    )
             else:
                 cache, report = restored
                 if on_session is not None:
