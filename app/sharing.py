@@ -16,7 +16,7 @@ from typing import ParamSpec
 import psutil
 
 LOOK_EVERY_S = 0.5
-REMEMBERED_S = 30.0
+REMEMBERED_S = 30.0  # how long ago a look may be that something is concluded from
 
 _P = ParamSpec("_P")
 
@@ -66,41 +66,48 @@ class ThreadShare:
         self._announce = announce
         self._cores = cores or Cores()
         self._told: set[int] = set()
-        self._last: tuple[float, int] | None = None  # when a block ended, and its threads
+        self._seen = self._cores.usage()
+        self._threads: int | None = None  # of the last look
 
     @contextmanager
     def computing(self) -> Iterator[Callable[[], None]]:
         """Inside, the calling thread computes with as many threads as suits; afterwards as before.
 
         Yields what is to be called between operations: it looks at the machine, at most every
-        LOOK_EVERY_S seconds. A block begins as the one before it ended, REMEMBERED_S seconds long.
+        LOOK_EVERY_S seconds. The first look is at the time since the last one.
         """
         import torch
 
-        most = now = torch.get_num_threads()
-        last = self._cores.usage()
-        if self._last is not None and last.at_s - self._last[0] < REMEMBERED_S:
-            now = min(most, self._last[1])
-            torch.set_num_threads(now)
+        most = torch.get_num_threads()
 
         def look() -> None:
-            nonlocal now, last
-            if time.monotonic() < last.at_s + LOOK_EVERY_S:
-                return
-            seen = self._cores.usage()
-            wanted = suited(most, self._cores.n_cores, others_share(last, seen))
-            last = seen
-            if wanted != now:
-                now = wanted
-                torch.set_num_threads(now)
-                self._tell(now, most)
+            if time.monotonic() >= self._seen.at_s + LOOK_EVERY_S:
+                self._set(most)
 
+        if most == 1:
+            yield lambda: None
+            return
+        self._set(most)
         try:
-            yield look if most > 1 else lambda: None
+            yield look
         finally:
-            self._last = (last.at_s, now)
-            if now != most:
-                torch.set_num_threads(most)
+            torch.set_num_threads(most)
+
+    def _set(self, most: int) -> None:
+        """Look, and compute with what suits."""
+        import torch
+
+        before, self._seen = self._seen, self._cores.usage()
+        if self._seen.at_s - before.at_s > REMEMBERED_S:
+            threads = most
+        elif self._seen.at_s - before.at_s < LOOK_EVERY_S:
+            threads = min(self._threads or most, most)
+        else:
+            threads = suited(most, self._cores.n_cores, others_share(before, self._seen))
+        self._threads = threads
+        if threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
+            self._tell(threads, most)
 
     def _tell(self, n_threads: int, most: int) -> None:
         """Say once of each number below the most that others keep us from having more."""

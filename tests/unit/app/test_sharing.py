@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.service import Reader
-from app.sharing import Cores, ThreadShare, Usage, both, others_share, suited
+from app.sharing import REMEMBERED_S, Cores, ThreadShare, Usage, both, others_share, suited
 from tests.unit.app.tiny_reader import use_tiny_model
 
 MOST = 4
@@ -73,7 +73,7 @@ def test_what_we_take_ourselves_is_not_taken_by_others() -> None:
 
 def test_threads_follow_what_others_take_and_are_given_back() -> None:
     said: list[str] = []
-    share = ThreadShare(said.append, ScriptedCores(0.1, 2.0, 3.9, 2.0, 0.0))
+    share = ThreadShare(said.append, ScriptedCores(0.1, 0.1, 2.0, 3.9, 2.0, 0.0))
     seen = []
     with share.computing() as look:
         for _ in range(5):
@@ -85,7 +85,7 @@ def test_threads_follow_what_others_take_and_are_given_back() -> None:
 
 
 def test_they_are_given_back_when_the_computing_fails() -> None:
-    share = ThreadShare(lambda text: None, ScriptedCores(3.0))
+    share = ThreadShare(lambda text: None, ScriptedCores(0.0, 3.0))
     with pytest.raises(RuntimeError), share.computing() as look:
         look()
         assert torch.get_num_threads() == 1
@@ -93,14 +93,21 @@ def test_they_are_given_back_when_the_computing_fails() -> None:
     assert torch.get_num_threads() == MOST
 
 
-def test_the_next_computing_begins_as_the_last_one_ended() -> None:
-    cores = ScriptedCores(3.0, 3.0)
+def test_it_begins_with_what_the_time_before_says_if_that_is_not_long_ago() -> None:
+    cores = ScriptedCores(3.0, 2.0, 2.0)
     share = ThreadShare(lambda text: None, cores)
-    with share.computing() as look:
-        look()
-    with share.computing():
+    with share.computing():  # three were busy while the model was loaded
         assert torch.get_num_threads() == 1
-    cores._at += 60
+    with share.computing():
+        assert torch.get_num_threads() == 2
+    cores._at += REMEMBERED_S
+    with share.computing():
+        assert torch.get_num_threads() == MOST
+
+
+def test_of_the_moment_before_nothing_is_concluded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.sharing.LOOK_EVERY_S", 1.5)  # more than a scripted second
+    share = ThreadShare(lambda text: None, ScriptedCores(3.0, 3.0))
     with share.computing():
         assert torch.get_num_threads() == MOST
 
