@@ -5,6 +5,8 @@ but has no AMX; plain products of the same numbers are more than twice as fast. 
 logits to bf16, so that a large logit would lose its digits. Therefore each query's logits are moved
 to near zero first: a column of the queries subtracts the largest logit over a sample of the keys,
 inside the product and before the rounding. What is left near the top is small, and exact enough.
+Where the sum of weights shows that a key outside the sample lies far above it, the query is
+weighed once more with that sum's logarithm taken away instead.
 
 For a number of queries products have a dozen shapes, however long a head is: a megabyte of code and
 description is kept for each shape that was ever seen, and heads differ in length from chunk to
@@ -25,6 +27,7 @@ UNSEEN = -1e30  # a logit below all others
 BLOCK_ROWS = 1024  # queries
 BLOCK_KEYS = 2048  # a power of two, times LEAST_KEYS
 LEAST_KEYS = 256
+FEW_ROWS = (64, 256, 1024)  # queries that are weighed once more, by shape
 _SUMS = 8  # partial sums a row: each is rounded to bf16
 
 Block = tuple[Tensor, Tensor]  # keys [n, head_dim + 2] and values [n, head_dim]
@@ -33,7 +36,7 @@ Block = tuple[Tensor, Tensor]  # keys [n, head_dim + 2] and values [n, head_dim]
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
     """See kernels.reference.attend; q, k, v [n_heads, n, head_dim] in bf16.
 
-    None if a logit exceeds all sampled ones by so much that its weight cannot be held.
+    None if a logit exceeds all sampled ones by so much (127 twos) that its weight cannot be held.
     """
     return _held([_one_head(*parts, scale) for parts in zip(q, k, v, strict=True)])
 
@@ -71,7 +74,7 @@ def _one_head(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Te
 def _one_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """q [group, n, d], k and v [n, d] -> output [group, n, d] and log-sum-exp [group, n] fp32.
 
-    LEAST_KEYS positions at a time: they see all before them, and each other through a triangle.
+    LEAST_KEYS positions at a time: they see all before them, and of each other those before.
     """
     group, n, dim = q.shape
     keys, values = _padded(k, v)
@@ -80,40 +83,63 @@ def _one_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, 
     for first in range(0, n, LEAST_KEYS):
         rows, end = slice(first, min(first + LEAST_KEYS, n)), first + LEAST_KEYS
         block = queries[:, rows].reshape(-1, dim + 2)
-        logits = torch.mm(block, keys[:end:SAMPLE_EVERY].T).view(group, -1, end // SAMPLE_EVERY)
-        block[:, dim] = logits.masked_fill_(_ahead(rows, end), UNSEEN).amax(-1).flatten()
-        blocks = zip(*(x[:end].split(BLOCK_KEYS) for x in (keys, values)), strict=True)
-        found = _mixed(block, list(blocks), scale, held, own_of=group)
+        ahead = torch.ones(rows.stop - first, LEAST_KEYS, dtype=torch.bool).triu_(1)
+        ahead = ahead.expand(group, -1, -1).flatten(0, 1)
+        logits = torch.mm(block, keys[:end:SAMPLE_EVERY].T)
+        logits[:, first // SAMPLE_EVERY :].masked_fill_(ahead[:, ::SAMPLE_EVERY], UNSEEN)
+        block[:, dim] = logits.amax(-1)
+        blocks = list(zip(*(x[:end].split(BLOCK_KEYS) for x in (keys, values)), strict=True))
+        found = _mixed(block, blocks, scale, held, ahead)
         out[:, rows], lse[:, rows] = (x.unflatten(0, (group, -1)) for x in found)
     return out, lse
 
 
-def _ahead(rows: slice, end: int) -> Tensor:
-    """Which sampled keys before `end` lie ahead of which of these positions: [n, n_sampled]."""
-    return torch.arange(0, end, SAMPLE_EVERY) > torch.arange(rows.start, rows.stop)[:, None]
-
-
 def _mixed(
-    queries: Tensor, blocks: list[Block], scale: float, held: Tensor, own_of: int = 0
+    queries: Tensor, blocks: list[Block], scale: float, held: Tensor, ahead: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Output [n, d] fp32 and log-sum-exp [n] of queries [n, d + 2], their largest logit inside.
 
-    held    room for the largest block's weights
-    own_of  how many times the queries are those of the last block's last LEAST_KEYS positions, in
-            their order: of these keys each then sees those up to its own
+    held   room for the largest block's weights
+    ahead  [n, LEAST_KEYS] which of the last keys each query must not see; None: it sees all
     """
-    dim = queries.shape[1] - 2
-    in_twos = scale * math.log2(math.e)  # 2 ** x is cheaper than e ** x
+    out, lse, total = _weighed(queries, blocks, scale, held, ahead)
+    # Below, no key stands more than two twos above the sample, or few of them and not by much.
+    lost = (total > 4 * sum(len(keys) for keys, _ in blocks)) & torch.isfinite(total)
+    if bool(lost.any()):
+        which = _filled_up(lost.nonzero()[:, 0], len(queries))
+        again = queries[which]
+        again[:, -2] += total[which].log2() / _twos(scale)
+        out[which], lse[which], _ = _weighed(
+            again, blocks, scale, held, None if ahead is None else ahead[which]
+        )
+    return out, lse
+
+
+def _filled_up(which: Tensor, most: int) -> Tensor:
+    """Row numbers [n], the last one repeated until there are FEW_ROWS of them, or `most`."""
+    n = next((n for n in FEW_ROWS if len(which) <= n < most), most)
+    return torch.cat([which, which[-1:].expand(n - len(which))])
+
+
+def _twos(scale: float) -> float:
+    """What a product is multiplied with: 2 ** x is cheaper than e ** x."""
+    return scale * math.log2(math.e)
+
+
+def _weighed(
+    queries: Tensor, blocks: list[Block], scale: float, held: Tensor, ahead: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_mixed`, by the largest logits that the queries bring, and the sums of weights [n]."""
     parts = []
     for number, (keys, values) in enumerate(blocks, start=1):
         weights = held[: len(queries) * len(keys)].view(len(queries), -1)
-        weights.addmm_(queries, keys.T, beta=0, alpha=in_twos).exp2_()
-        if own_of and number == len(blocks):
-            weights.unflatten(0, (own_of, -1))[..., -LEAST_KEYS:].tril_()
+        weights.addmm_(queries, keys.T, beta=0, alpha=_twos(scale)).exp2_()
+        if ahead is not None and number == len(blocks):
+            weights[:, -LEAST_KEYS:].masked_fill_(ahead, 0)
         parts.append((_row_sums(weights), torch.mm(weights, values).float()))
     total, mixed = (functools.reduce(torch.add, part) for part in zip(*parts, strict=True))
-    largest = queries[:, dim].float() * in_twos
-    return mixed.div_(total[:, None]), (total.log2() + largest) * math.log(2)
+    largest = queries[:, -2].float() * _twos(scale)
+    return mixed.div_(total[:, None]), (total.log2() + largest) * math.log(2), total
 
 
 def _blocks(keys: Tensor, values: Tensor) -> list[Block]:

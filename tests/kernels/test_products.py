@@ -136,6 +136,23 @@ def test_what_no_sample_shows_is_still_weighed() -> None:
     assert_close(found, reference.attend(q, k, v, 0.125))
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("twos", [3, 12, 31, 62, 100, 125])
+def test_what_stands_far_above_the_sample_keeps_its_digits(twos: int, causal: bool) -> None:
+    """Two keys outside the sample against each other, with opposite values: half a two apart."""
+    q, k, v = torch.zeros(1, 600, 64), torch.zeros(1, 600, 64), torch.zeros(1, 600, 64)
+    q[..., 0] = torch.linspace(0.9, 1, 600)
+    k[0, 13, 0], k[0, 27, 0] = ((twos - x) * 8 * math.log(2) for x in (0.0, 0.5))
+    v[0, 13], v[0, 27] = 1.0, -1.0
+    given = [x.to(BF16) for x in (q, k, v)]
+    name = "attend_causal" if causal else "attend"
+    found = getattr(products, name)(*given, 0.125)
+    out, lse = getattr(reference, name)(*(x.float() for x in given), 0.125)
+    assert found is not None
+    assert (found[0].float() - out).abs().max() < 0.02
+    assert (found[1] - lse).abs().max() < 0.02
+
+
 def test_a_weight_that_cannot_be_held_is_told_and_the_fused_kernel_serves(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -149,11 +166,14 @@ def test_a_weight_that_cannot_be_held_is_told_and_the_fused_kernel_serves(
     torch.testing.assert_close(lse, expected_lse, atol=1e-2, rtol=1e-3)
 
 
-def test_a_sum_that_is_held_beside_values_that_are_not_is_told() -> None:
+def test_a_sum_that_is_held_beside_values_that_are_not_is_weighed_once_more() -> None:
     """A weight of 2 ** 126 is a number, and ten times it, in bf16, is not."""
     q, k, v = torch.zeros(1, 512, 64), torch.zeros(1, 512, 64), torch.full((1, 512, 64), 10.0)
     q[:, :, 0], k[:, 13, 0] = 1.0, 126 * 8 * math.log(2)
-    assert products.attend(q.to(BF16), k.to(BF16), v.to(BF16), 0.125) is None
+    given = [x.to(BF16) for x in (q, k, v)]
+    found = products.attend(*given, 0.125)
+    assert found is not None
+    assert_close(found, reference.attend(*given, 0.125))
 
 
 @pytest.mark.parametrize(
