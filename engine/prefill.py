@@ -336,6 +336,7 @@ class ChunkStore:
             self.cache.layers[number] = kept.settled(settled[number], quant) if quant.on else kept
             if self._references:
                 self._references[number] = (None, torch.empty(0))
+        self._new = torch.empty(0)  # the cache has it
 
     def _refitted(self, number: int, chosen: list[Tensor]) -> Tensor | None:
         """The values of a layer's kept entries after the refit: [sum_len, head_dim] fp32."""

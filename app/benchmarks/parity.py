@@ -100,9 +100,11 @@ def _kernels(model: LoadedModel) -> float:
     joined_plain = reference.merge(*plain, *plain_own)
     pairs = [(fast, plain), (fast_own, plain_own), (joined, joined_plain)]
     many, long_k, long_v = drawn(N_LONG), drawn(N_LONG + 5), drawn(N_LONG + 5)
-    pairs.append(
-        (kernels.attend(many, long_k, long_v, scale), reference.attend(many, long_k, long_v, scale))
-    )
+    for name, given in (
+        ("attend", (many, long_k, long_v, scale)),
+        ("attend_causal", (many, long_k[:, :N_LONG], long_v[:, :N_LONG], scale)),
+    ):
+        pairs.append((getattr(kernels, name)(*given), getattr(reference, name)(*given)))
     return _worst([difference(a, b) for f, p in pairs for a, b in zip(f, p, strict=True)])
 
 

@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--kv-bits",
         metavar="BITS",
-        help="bits of kept keys and values: 16, 8, k8v4, 4, 2 (default: k8v4, as documents are "
+        help="bits of kept keys and values: 16, 8, k8v4, k4v4 (default: k8v4, as documents are "
         "read; for peers 16, whose cache is stored in k8v4 besides)",
     )
     group.add_argument("--scorer", metavar="NAME", help="what decides which entries stay")

@@ -93,7 +93,8 @@ def add_read_settings(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--kv-bits",
         metavar="BITS",
-        help="bits of kept keys and values: 16, 8, k8v4, 4, 2 (default: k8v4; 16 with --refit)",
+        help="bits of kept keys and values: 16, 8, k8v4, k4v4 and others, which a wrong one lists "
+        "(default: k8v4; 16 with --refit)",
     )
     group.add_argument(
         "--pages", type=page_range, metavar="A-B", help="read these pages only, as 10-20 or 7"

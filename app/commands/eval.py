@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_names,
         default=("16",),
         metavar="X,Y",
-        help="bits of kept entries, rows for each: 16, 8, k8v4, 4, 2 (default: 16)",
+        help="bits of kept entries, rows for each: 16, 8, k8v4, k4v4 (default: 16)",
     )
     group.add_argument(
         "--equal-bytes",

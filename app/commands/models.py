@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kv-bits",
         default=DEFAULT_KV_BITS,
         metavar="BITS",
-        help=f"16, 8, k8v4, 4, 2 (default: {DEFAULT_KV_BITS})",
+        help=f"16, 8, k8v4, k4v4 (default: {DEFAULT_KV_BITS})",
     )
     group.add_argument(
         "--scorer",

@@ -326,6 +326,21 @@ def test_a_model_that_reads_chunks_otherwise_is_red(
     assert code == 1 and out == "" and f"Parity is red: {part}" in err
 
 
+@pytest.mark.parametrize("name", ["attend", "attend_causal"])
+def test_what_only_long_queries_come_to_is_looked_at_too(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = getattr(kernels.cpu, name)
+
+    def wrong(q: torch.Tensor, *more: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        out, lse = right(q, *more)
+        return out * (0 if q.shape[1] >= kernels.cpu.LONG else 1), lse
+
+    monkeypatch.setattr(f"kernels.cpu.{name}", wrong)
+    code, out, err = benched(capsys, "ingest", "--lengths", "256")
+    assert code == 1 and out == "" and "red: kernels" in err
+
+
 def test_results_that_are_no_numbers_are_red(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
