@@ -258,14 +258,24 @@ def _content_weight(words: Words, run: Run) -> float:
 
 
 def _is_evidence(spoken: Words, run: Run, asked: Words) -> bool:
-    """Long enough, with content, and not merely an echo of the question."""
+    """Long enough, with content, and not merely an echo of the question.
+
+    Beside a single word that the question did not bring, the run must be long without the little
+    words at its ends: "scarlet letter, and it" proves nothing about the letter of the question.
+    """
     inside = spoken.folded[run.first : run.last]
-    if sum(word_weight(w) for w in inside) < MIN_RUN_WORDS:
-        return False
-    if sum(word_weight(w) for w in inside if is_content(w)) < MIN_RUN_CONTENT:
+    content = [i for i, w in enumerate(inside) if is_content(w)]
+    if _weight(inside) < MIN_RUN_WORDS or _weight(inside[i] for i in content) < MIN_RUN_CONTENT:
         return False
     known = set(asked.folded)
-    return any(is_content(w) and w not in known for w in inside)
+    own = _weight(inside[i] for i in content if inside[i] not in known)
+    if own == 0 or own >= MIN_RUN_CONTENT:
+        return own > 0
+    return _weight(inside[content[0] : content[-1] + 1]) + 1 >= MIN_RUN_WORDS
+
+
+def _weight(words: Iterable[str]) -> float:
+    return sum(map(word_weight, words))
 
 
 def _enough(own: set[str], there: set[str], question_words: set[str]) -> bool:

@@ -79,6 +79,21 @@ def test_an_echo_of_the_question_is_not_evidence(book: Document) -> None:
     assert not any(c.verified for c in Witness(book).cite(answer, question + " rode"))
 
 
+def test_little_words_do_not_make_an_echo_longer() -> None:
+    """A story's title and what follows it, beside a question about the letter."""
+    text = (
+        "The reader is referred to the story of the Scarlet Letter; and it should be kept in mind."
+    )
+    book = document_of(text + "\n", "Her name was Pearl, and she was three years old.\n")
+    question = "What letter does Hester wear, and what is her daughter's name?"
+    found = Witness(book).cite("Hester wears a scarlet letter, and it is dark red.", question)
+    assert not any(citation.verified for citation in found)
+    (named,) = Witness(book).cite("Her name was Pearl.", question)
+    assert named.verified and named.page == 2
+    (two,) = Witness(book).cite("One is referred to the story.", question)
+    assert two.verified  # two words that the question did not bring
+
+
 def test_four_small_words_are_not_evidence(book: Document) -> None:
     assert Witness(book).cite("At the end of the table.") == []
 
