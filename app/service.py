@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -223,7 +224,7 @@ class Reader:
         tail = layout.tail(question, turns)
         text = TokenText(session.model.tokenizer, on_text)
         decoder = self.decoder(session.model).decoder
-        with self._share.computing() as look:
+        with self._sharing(session.model) as look:
             made = generate(
                 session.model,
                 session.cache.view(),
@@ -275,6 +276,10 @@ class Reader:
         return found
 
     # Inside
+
+    def _sharing(self, model: LoadedModel) -> AbstractContextManager[Callable[[], None]]:
+        """Where a model computes: on the CPU beside other programs (app.sharing)."""
+        return self._share.computing() if model.device == "cpu" else nullcontext(lambda: None)
 
     def _keep(self, path: Path, password: str | None, on_progress: OnProgress) -> StoredDocument:
         return keep_document(
@@ -392,7 +397,7 @@ class Reader:
                 check_length(plan)
                 check_fits(plan)
                 before_read = rss_bytes()
-                with self._share.computing() as look:
+                with self._sharing(job.model) as look:
                     cache, report = read_document(
                         job,
                         self.library,

@@ -7,6 +7,7 @@ one (heads/LOG.md). While we compute, we therefore look at what others take, and
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from typing import ParamSpec
 import psutil
 
 LOOK_EVERY_S = 0.5
-REMEMBERED_S = 30.0  # how long ago a look may be that something is concluded from
+REMEMBERED_S = 30.0  # how long ago the last look may be when computing begins
 
 _P = ParamSpec("_P")
 
@@ -87,18 +88,21 @@ class ThreadShare:
         if most == 1:
             yield lambda: None
             return
-        self._set(most)
+        self._set(most, oldest_s=REMEMBERED_S)
         try:
             yield look
         finally:
             torch.set_num_threads(most)
 
-    def _set(self, most: int) -> None:
-        """Look, and compute with what suits."""
+    def _set(self, most: int, *, oldest_s: float = math.inf) -> None:
+        """Look, and compute with what suits; with all threads if the last look is older than that.
+
+        While we compute it may be as old as a chunk takes.
+        """
         import torch
 
         before, self._seen = self._seen, self._cores.usage()
-        if self._seen.at_s - before.at_s > REMEMBERED_S:
+        if self._seen.at_s - before.at_s > oldest_s:
             threads = most
         elif self._seen.at_s - before.at_s < LOOK_EVERY_S:
             threads = min(self._threads or most, most)

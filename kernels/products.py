@@ -103,7 +103,7 @@ def _mixed(
     ahead  [n, LEAST_KEYS] which of the last keys each query must not see; None: it sees all
     """
     out, lse, total = _weighed(queries, blocks, scale, held, ahead)
-    # Below, no key stands more than two twos above the sample, or few of them and not by much.
+    # As many keys as there are, all two twos above the sample, or one as far above as all weigh.
     lost = (total > 4 * sum(len(keys) for keys, _ in blocks)) & torch.isfinite(total)
     if bool(lost.any()):
         which = _filled_up(lost.nonzero()[:, 0], len(queries))

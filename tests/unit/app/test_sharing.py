@@ -7,6 +7,8 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -102,6 +104,27 @@ def test_it_begins_with_what_the_time_before_says_if_that_is_not_long_ago() -> N
         assert torch.get_num_threads() == 2
     cores._at += REMEMBERED_S
     with share.computing():
+        assert torch.get_num_threads() == MOST
+
+
+def test_a_chunk_may_take_longer_than_a_look_is_remembered() -> None:
+    class Slow(ScriptedCores):
+        def usage(self) -> Usage:
+            found = super().usage()
+            scale = 2 * REMEMBERED_S
+            return Usage(scale * found.at_s, scale * found.busy_s, scale * found.own_s)
+
+    with ThreadShare(lambda text: None, Slow(3.0, 3.0)).computing() as look:
+        assert torch.get_num_threads() == MOST  # nothing is known of the last minute
+        look()
+        assert torch.get_num_threads() == 1
+
+
+def test_a_model_on_a_card_leaves_threads_as_they_are(reader: Reader) -> None:
+    on_card: Any = SimpleNamespace(device="cuda")
+    reader._share = ThreadShare(lambda text: None, ScriptedCores(*[3.0] * 9))
+    with reader._sharing(on_card) as look:
+        look()
         assert torch.get_num_threads() == MOST
 
 
