@@ -19,6 +19,7 @@ from engine.geometry import ModelGeometry
 OVERHEAD_BYTES = 512 << 20
 POSITION_BYTES = 4
 SCORE_BYTES = 4
+PIECE_ROWS = 2048  # of keys or values: so many are in fp32 at a time, however long their head is
 LOGIT_ROWS = 2  # the last row, and its copy in fp32 while a token is chosen
 
 

@@ -7,10 +7,13 @@ over un-rotated queries and keys; the frequencies it held, with their scaling, l
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from engine.memory import PIECE_ROWS
 
 
 class Rotary:
@@ -36,18 +39,33 @@ class Rotary:
 
         The rotation itself is computed in fp32.
         """
-        return self.apply(x, *self.cos_sin(positions))
+        positions = positions.expand(*positions.shape[:-1], x.shape[-2])
+        return self._in_pieces(x, lambda rows: self.cos_sin(positions[..., rows]))
 
     def apply(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Rotate x [..., n, head_dim] by cosine and sine from `cos_sin`."""
+        """Rotate x [..., n, head_dim] by cosine and sine, broadcastable to its rows' halves."""
+        cos, sin = (part.expand(*x.shape[:-1], part.shape[-1]) for part in (cos, sin))
+        return self._in_pieces(x, lambda rows: (cos[..., rows, :], sin[..., rows, :]))
+
+    def _in_pieces(self, x: Tensor, turns: Callable[[slice], tuple[Tensor, Tensor]]) -> Tensor:
+        """x rotated, PIECE_ROWS of its rows at a time, by the cosine and sine of these rows."""
+        turned = torch.empty_like(x)
+        for first in range(0, x.shape[-2], PIECE_ROWS):
+            rows = slice(first, first + PIECE_ROWS)
+            self._turn(x[..., rows, :], *turns(rows), turned[..., rows, :])
+        return turned
+
+    def _turn(self, x: Tensor, cos: Tensor, sin: Tensor, place: Tensor) -> None:
+        """Write x, rotated, to its place, of x's shape and dtype."""
         half = self.rotary_dim // 2
         x32 = x.to(torch.float32)
         first, second = x32[..., :half], x32[..., half : self.rotary_dim]
-        turned = torch.empty_like(x32)  # written in place: a whole cache is turned at once
+        turned = place if place.dtype == torch.float32 else torch.empty_like(x32)
         torch.mul(first, cos, out=turned[..., :half]).sub_(second * sin)
         torch.mul(second, cos, out=turned[..., half : self.rotary_dim]).add_(first * sin)
         turned[..., self.rotary_dim :] = x32[..., self.rotary_dim :]
-        return turned.to(x.dtype)
+        if turned is not place:
+            place.copy_(turned)
 
     def digest(self) -> str:
         """SHA-256 over frequencies and scaling: two rotaries with one digest rotate alike."""

@@ -14,6 +14,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+from engine.memory import PIECE_ROWS
 from engine.splits import Split
 from kernels import from_codes, to_codes
 from kernels.quantise import Codes, Frame, into_frame, out_of_frame
@@ -62,20 +63,27 @@ class Rows:
 
     def floats(self, head: int, dtype: torch.dtype) -> Tensor:
         """One head's rows, codes decoded: [length, head_dim]."""
-        fine = self.fine[self.fine_of(head)].to(dtype)
-        if self.codes is None or self.n_coded[head] == 0:
-            return fine
-        coded = from_codes(self.codes[self.codes_of(head)], torch.float32)
-        if self.frame is not None:
-            coded = out_of_frame(coded, self.frame, head)
-        return torch.cat([coded.to(dtype), fine])
+        return self.block(head, 1, dtype)[0]
 
     def block(self, first: int, n_heads: int, dtype: torch.dtype) -> Tensor:
         """Neighbouring heads of one length: [n_heads, length, head_dim]."""
+        shape = (n_heads, self._length(first), self.fine.shape[1])
         if self.codes is None:
             rows = self.fine[self.offsets[first] : self.offsets[first + n_heads]].to(dtype)
-            return rows.reshape(n_heads, self._length(first), self.fine.shape[1])
-        return torch.stack([self.floats(h, dtype) for h in range(first, first + n_heads)])
+            return rows.reshape(shape)
+        found = self.fine.new_empty(shape, dtype=dtype)
+        for head, place in enumerate(found, first):
+            self._decode(self.codes, head, place)
+        return found
+
+    def _decode(self, codes: Codes, head: int, place: Tensor) -> None:
+        """Write one head's rows to their place [length, head_dim], PIECE_ROWS codes at a time."""
+        m, start = self.n_coded[head], self.codes_of(head).start
+        place[m:] = self.fine[self.fine_of(head)]
+        for first in range(0, m, PIECE_ROWS):
+            end = min(first + PIECE_ROWS, m)
+            rows = from_codes(codes[start + first : start + end], torch.float32)
+            place[first:end] = out_of_frame(rows, self.frame, head) if self.frame else rows
 
     def taken(
         self, chosen: Sequence[Tensor], splits: Sequence[Split], new: Tensor | None = None
