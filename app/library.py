@@ -215,6 +215,8 @@ class Library:
 
         Raises NoSuchSession.
         """
+        from engine.files import drop_lock
+
         record = self.session(session_id)
         db = self.database.get()
         with db.atomic():
@@ -226,6 +228,7 @@ class Library:
                 db.execute("DELETE FROM documents WHERE sha256 = ?", [record.document])
         _remove(self.paths.snapshot(record.id))
         _remove(self.paths.partial(record.id))
+        drop_lock(self.paths.snapshots, record.id)
         if not left:
             _remove(self.paths.document(record.document))
         # The text of a deleted document must not stay readable: not in the search index, not in

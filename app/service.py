@@ -389,7 +389,7 @@ class Reader:
         session_id = job.session_id
         after_model = rss_bytes()
         # Two programs may be given the same document; the second waits and finds it read.
-        with locked(self.paths.snapshots, session_id):
+        with locked(self.paths.snapshots, session_id, on_wait=self._say_waiting):
             before_read = after_model
             restored = None if reread else restore(job, self.library)
             if restored is None:
@@ -424,6 +424,9 @@ class Reader:
         }
         self._hold(session)
         return session
+
+    def _say_waiting(self) -> None:
+        self.announce("Another program is reading this document; waiting for it.")
 
     def _hold(self, session: OpenSession) -> None:
         self._open[session.record.id] = session

@@ -8,13 +8,18 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.errors import NotEnoughDisk
 
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
 BLOCK_BYTES = 8 << 20
 DIGEST_CACHE = "digests.json"
+SILENT_WAIT_S = 1.0
 
 
 def sha256_of(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
@@ -106,10 +111,56 @@ def need_disk(folder: Path, nbytes: int, what: str) -> None:
 
 
 @contextmanager
-def locked(folder: Path, name: str) -> Iterator[None]:
-    """Hold an inter-process lock, so that two runs do not fetch or convert one model twice."""
-    from filelock import FileLock
+def locked(
+    folder: Path, name: str, *, on_wait: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """Hold an inter-process lock, so that two runs do not fetch or convert one model twice.
+
+    on_wait  called once if another holds it for longer than SILENT_WAIT_S
+    """
+    from filelock import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f".{name}.lock"):
+    path = _lock_file(folder, name)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=SILENT_WAIT_S)
+    except Timeout:
+        if on_wait is not None:
+            on_wait()
+        lock.acquire()
+    try:
         yield
+    finally:
+        _release(lock, path)
+
+
+def drop_lock(folder: Path, name: str) -> None:
+    """Remove the file of a lock that a killed process left; one that somebody holds stays."""
+    from filelock import FileLock, Timeout
+
+    path = _lock_file(folder, name)
+    if not path.exists():
+        return
+    lock = FileLock(path)
+    with suppress(Timeout):
+        lock.acquire(timeout=0)
+        _release(lock, path)
+
+
+def _lock_file(folder: Path, name: str) -> Path:
+    return folder / f".{name}.lock"
+
+
+def _release(lock: BaseFileLock, path: Path) -> None:
+    """Let go of a lock and leave no file of it.
+
+    It is removed while it is held. A process that had opened it before finds, once it has locked
+    it, that no name leads to it any more, and opens the next one: filelock looks after each
+    attempt. On Windows filelock removes the file itself.
+    """
+    try:
+        if os.name != "nt":
+            path.unlink(missing_ok=True)
+    finally:
+        lock.release()

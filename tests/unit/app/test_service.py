@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from app.library import Library
 from app.paths import data_paths
 from app.service import OpenSession, Reader
 from app.settings import ReadSettings, eviction_config
-from engine import decoding
+from engine import decoding, files
 from engine.errors import (
     InvalidSetting,
     NotEnoughDisk,
@@ -106,6 +107,32 @@ def test_the_second_opening_reads_nothing_and_answers_the_same(
     assert after.reused_tokens == round(second.cache.kept_tokens)
     assert after.prefilled_tokens < 400
     later.library.close()
+
+
+def test_waiting_for_another_program_is_said(
+    reader: Reader, book: Path, announced: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "SILENT_WAIT_S", 0.01)
+    session_id = reader.open(book).record.id
+    held, heard = threading.Event(), threading.Event()
+
+    def read_elsewhere() -> None:
+        with files.locked(reader.paths.snapshots, session_id):
+            held.set()
+            heard.wait(10)
+
+    def say(text: str) -> None:
+        announced.append(text)
+        heard.set()
+
+    other = threading.Thread(target=read_elsewhere)
+    other.start()
+    assert held.wait(10)
+    later = Reader(reader.library, SETTINGS, announce=say)
+    assert later.open(book).reused
+    other.join()
+    assert announced[-1] == "Another program is reading this document; waiting for it."
+    assert not list(reader.paths.snapshots.glob(".*.lock"))
 
 
 def test_the_order_of_questions_does_not_matter(reader: Reader, book: Path) -> None:
