@@ -32,6 +32,7 @@ class Plan:
 
     fits         within the token limit, free memory and free disk
     fitting_pages  the longest page range from first_page on that is within the token limit
+    lowered        a sentence if the model's window holds fewer entries than the budget; or nothing
     """
 
     title: str
@@ -55,6 +56,7 @@ class Plan:
     model: str
     fitting_pages: tuple[int, int] | None
     already_read: bool
+    lowered: str = ""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -91,6 +93,10 @@ def make_plan(job: Job, paths: DataPaths, tok_s: float | None) -> Plan:
     budget = job.settings.budget_tokens or 0
     n_read = len(job.prefix.token_ids)
     kept = min(n_read, budget) if budget else n_read
+    ceiling = _ceiling(job)
+    lowered = ceiling is not None and kept > ceiling
+    if ceiling is not None:
+        kept = min(kept, ceiling)
     held = _held_while_reading(job, n_read, kept)
     geometry = job.model.geometry
     value_bytes = _value_bytes(job)
@@ -122,7 +128,25 @@ def make_plan(job: Job, paths: DataPaths, tok_s: float | None) -> Plan:
         model=job.model.name,
         fitting_pages=_fitting_pages(job),
         already_read=paths.snapshot(job.session_id).exists(),
+        lowered=_lowered(job, kept) if lowered else "",
         warnings=tuple(warning.message for warning in job.document.warnings),
+    )
+
+
+def _ceiling(job: Job) -> int | None:
+    """Most entries a head that the model's window holds; None where they stand at their places."""
+    from engine.eviction import compact_ceiling
+
+    window, n_read = job.model.geometry.window, len(job.prefix.token_ids)
+    if job.config.eviction.resolve_positions(n_read, window) == "original":
+        return None
+    return compact_ceiling(window, job.settings.chunk_tokens)
+
+
+def _lowered(job: Job, kept: int) -> str:
+    return (
+        f"Of so long a document the model's window of {job.model.geometry.window} tokens holds "
+        f"{kept} entries a head beside a question, in place of {job.settings.budget_tokens}."
     )
 
 

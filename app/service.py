@@ -396,6 +396,8 @@ class Reader:
                 plan = self._plan(job)
                 check_length(plan)
                 check_fits(plan)
+                if plan.lowered:
+                    self.announce(plan.lowered)
                 before_read = rss_bytes()
                 with self._sharing(job.model) as look:
                     cache, report = read_document(

@@ -22,13 +22,17 @@ Allocation = Literal["uniform", "per_layer", "global", "profile"]
 ALLOCATIONS: tuple[str, ...] = ("uniform", "per_layer", "global", "profile")
 Positions = Literal["auto", "original", "compact"]
 POSITIONS: tuple[str, ...] = ("auto", "original", "compact")
-# Kept free inside the trained window for the question and the answer.
 RESERVE_TOKENS = 2048
+
+
+def reserve_tokens(window: int) -> int:
+    """Kept free inside a trained window for the question and the answer: half of a small one."""
+    return min(RESERVE_TOKENS, window // 2)
 
 
 def compact_ceiling(window: int, chunk_tokens: int) -> int:
     """Most entries a head may hold, so that compact positions stay inside the trained window."""
-    return window - max(chunk_tokens, RESERVE_TOKENS)
+    return window - max(chunk_tokens, reserve_tokens(window))
 
 
 Shares = tuple[tuple[float, ...], ...]
@@ -133,7 +137,7 @@ class EvictionConfig:
         """`auto`: document positions while text, question and answer fit the trained window."""
         if self.positions != "auto":
             return self.positions
-        return "original" if n_tokens + RESERVE_TOKENS <= window else "compact"
+        return "original" if n_tokens + reserve_tokens(window) <= window else "compact"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import InvalidSetting
-from engine.eviction import RESERVE_TOKENS
+from engine.eviction import reserve_tokens
 from engine.weights import linear_parameters
 from heads.answer_fit import AnswerFitSettings
 from heads.layout import Layout
@@ -122,11 +122,12 @@ def first_reading(settings: TrainSettings) -> RecordSettings:
 def _check_window(model: LoadedModel, n_tokens: int) -> None:
     """Training reads at original positions, and asks after the last of them."""
     window = model.geometry.window
-    if n_tokens + RESERVE_TOKENS > window:
+    reserve = reserve_tokens(window)
+    if n_tokens + reserve > window:
         raise InvalidSetting(
-            f"{n_tokens} tokens of a document, and {RESERVE_TOKENS} for questions, are more than "
+            f"{n_tokens} tokens of a document, and {reserve} for questions, are more than "
             f"the model's window of {window}.",
-            f"Cut documents with --max-tokens {max(window - RESERVE_TOKENS, 1)}.",
+            f"Cut documents with --max-tokens {max(window - reserve, 1)}.",
         )
 
 

@@ -58,6 +58,8 @@ def plan_card(plan: dict[str, Any]) -> str:
 
 def _warnings(plan: dict[str, Any]) -> str:
     lines = [*plan_problems(plan), *map(str, plan["warnings"])]
+    if plan["lowered"]:
+        lines.insert(0, str(plan["lowered"]))
     if plan["already_read"]:
         lines.insert(0, "This has been read before: it opens at once.")
     return warning_list(lines, most=6)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import InvalidSetting
-from engine.eviction import EvictionConfig, HeadEntries, Profile, select
+from engine.eviction import EvictionConfig, HeadEntries, Profile, compact_ceiling, select
 
 LAYERS, HEADS = 3, 2
 
@@ -194,6 +194,14 @@ def test_auto_positions_stay_original_while_question_and_answer_fit() -> None:
     rules = config("uniform")
     assert rules.resolve_positions(30_000, 32_768) == "original"
     assert rules.resolve_positions(31_000, 32_768) == "compact"
+
+
+def test_a_small_window_keeps_half_of_itself_for_the_question() -> None:
+    rules = config("uniform")
+    assert rules.resolve_positions(1024, 2048) == "original"
+    assert rules.resolve_positions(1025, 2048) == "compact"
+    assert compact_ceiling(2048, 512) == 1024
+    assert compact_ceiling(4096, 512) == 2048
 
 
 def test_an_infinite_score_does_not_push_out_what_is_protected() -> None:
