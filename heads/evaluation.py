@@ -22,7 +22,7 @@ from torch import Tensor
 from engine.batch import generate_together, nll_together
 from engine.byte_budget import entry_nbytes, fitting_tokens
 from engine.errors import InvalidSetting, ScorerUnavailable
-from engine.eviction import RESERVE_TOKENS, Allocation, EvictionConfig
+from engine.eviction import Allocation, EvictionConfig, reserve_tokens
 from engine.prefill import PrefillConfig, prefill
 from engine.pruning import pruned
 from engine.quantisation import RECENT_TOKENS, TAIL_TOKENS, QuantConfig, parse_kv_bits
@@ -32,7 +32,7 @@ from engine.scoring import Scorer
 from heads import second_reading
 from heads.layout import Layout
 from heads.metrics import answer_recall, token_f1
-from heads.oracles import ORACLES, Asked
+from heads.oracles import ORACLES, Asked, scorer_of_oracle
 from heads.question_set import QuestionedDocument
 from heads.results import DocumentResult, ResultLog, Row
 from heads.second_reading import (
@@ -128,10 +128,8 @@ class EvalSettings:
         usual = EvictionConfig(None).sink_tokens
         sinks = usual if self.sink_tokens is None else self.sink_tokens
         least = EvictionConfig(None, sink_tokens=sinks).protected_tokens + 1
-        scorer = scorer or Scorer()  # an oracle is as a scorer that says nothing of shares
+        scorer = scorer or Scorer()
         allocation = self.allocation or scorer.allocation
-        if allocation == "profile" and scorer.profile is None:
-            allocation = scorer.allocation
         return EvictionConfig(
             budget_tokens=max(round(kept * n_tokens), least),
             allocation=allocation,
@@ -167,6 +165,8 @@ def evaluate(
     Raises       what make_scorer raises; InvalidSetting if every document was refused
     """
     scorers = {n: make_scorer(n) for n in settings.scorers if n not in ORACLES}
+    for name in settings.scorers:  # a budget that cannot be shared out so is refused now
+        settings.eviction(1, 1.0, _shares(name, scorers))
     log = log or ResultLog(None)
     results: list[DocumentResult] = []
     refused: list[Refused] = []
@@ -188,6 +188,11 @@ def evaluate(
     if not results:
         raise InvalidSetting(refused[0].cause if refused else "There are no documents.")
     return results, refused
+
+
+def _shares(name: str, scorers: Mapping[str, Scorer]) -> Scorer:
+    """Whoever says how the budget of a scorer or oracle is shared out."""
+    return scorer_of_oracle(name) if name in ORACLES else scorers[name]
 
 
 class _Reading:
@@ -216,11 +221,12 @@ class _Reading:
     def refusal(self) -> str | None:
         """Why the document cannot be read whole, if it cannot."""
         window = self.model.geometry.window
-        if not self.settings.full or self.n_tokens + RESERVE_TOKENS <= window:
+        reserve = reserve_tokens(window)
+        if not self.settings.full or self.n_tokens + reserve <= window:
             return None
         return (
             f"{self.document.name} has {self.n_tokens} tokens; the full reading needs them and "
-            f"{RESERVE_TOKENS} more inside the model's window of {window}."
+            f"{reserve} more inside the model's window of {window}."
         )
 
     def key(self) -> str:
@@ -292,7 +298,7 @@ class _Reading:
         return min(fitting_tokens(allowed, self.n_tokens, geometry, quant) / self.n_tokens, 1.0)
 
     def _rules(self, name: str, kept: float) -> EvictionConfig:
-        return self.settings.eviction(self.n_tokens, kept, self.scorers.get(name))
+        return self.settings.eviction(self.n_tokens, kept, _shares(name, self.scorers))
 
     def _cache(self, name: str, rules: EvictionConfig, quant: QuantConfig) -> DocCache:
         """What is left of the document under a scorer or oracle."""

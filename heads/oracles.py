@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from engine.scoring import Scorer
 from heads.labels import Kind, Labels, Probe, measure, output_grams
 from heads.layout import Layout, Prefix
-from heads.replay import replay_ids
+from heads.replay import most_request_tokens, replay_ids
 from heads.self_asked import self_asked
 
 if TYPE_CHECKING:
     from engine.cache import DocCache
+    from engine.eviction import Allocation
     from engine.loader import LoadedModel
 
 
@@ -33,6 +35,17 @@ Oracle = Callable[["LoadedModel", "DocCache", Layout, Prefix, Sequence[Asked]], 
 PIECE_TOKENS = 2048  # the context is repeated in pieces of this length (KVzip, 2505.23416)
 
 
+# Importance by attention has a scale of its own in every layer: heads cannot share a budget by it.
+OWN_ALLOCATION: dict[str, Allocation] = {"cis_oracle": "uniform"}
+
+
+def scorer_of_oracle(name: str) -> Scorer:
+    """A scorer that says how an oracle's budget is shared out, and nothing else."""
+    found = Scorer()
+    found.allocation = OWN_ALLOCATION.get(name, found.allocation)
+    return found
+
+
 def replayed(
     model: LoadedModel,
     cache: DocCache,
@@ -43,9 +56,11 @@ def replayed(
 ) -> dict[int, Tensor]:
     """What repeating the whole document needs: `kvzip` or `kvzip_plus`, questions unknown."""
     grams, ids = output_grams(model), prefix.token_ids
+    room = model.geometry.window - len(ids) - most_request_tokens(layout)
+    size = max(min(PIECE_TOKENS, room), 1)
     found = []
-    for first in range(0, len(ids), PIECE_TOKENS):
-        end = min(first + PIECE_TOKENS, len(ids))
+    for first in range(0, len(ids), size):
+        end = min(first + size, len(ids))
         labels = _labels(model, kind, end - first)
         probe = Probe(replay_ids(layout, ids, prefix.n_header, first, end))
         measure(model, cache, grams, [probe], labels, first=first, n_sinks=prefix.n_header)

@@ -20,6 +20,11 @@ def request_ids(layout: Layout, ids: Sequence[int], n_header: int, first: int) -
     return layout.tail(request)
 
 
+def most_request_tokens(layout: Layout) -> int:
+    """No request takes more: a token that is half a character comes back as three."""
+    return len(layout.tail(REPLAY_FROM.format(before=""))) + 3 * _BEFORE_TOKENS
+
+
 def replay_ids(
     layout: Layout,
     ids: Sequence[int],

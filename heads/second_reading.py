@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import InvalidSetting, PrefillStopped
-from engine.eviction import RESERVE_TOKENS, EvictionConfig
+from engine.eviction import EvictionConfig, compact_ceiling
 from engine.prefill import PrefillConfig, stored
 from engine.pruning import pruned
 from engine.read_layer import ReadLayer
@@ -27,7 +27,7 @@ from engine.refit import OLDER, RIDGE, References, joined, refitted
 from engine.rows import Rows
 from heads.labels import Kind, Labels, Probe, measure, output_grams
 from heads.layout import Layout
-from heads.replay import REPLAY, request_ids
+from heads.replay import most_request_tokens, request_ids
 
 if TYPE_CHECKING:
     from engine.cache import DocCache
@@ -63,8 +63,8 @@ def check_room(window: int, layout: Layout, n_tokens: int, config: PrefillConfig
     if config.eviction.resolve_positions(n_tokens, window) == "original":
         room = window - n_tokens
     else:
-        room = max(config.chunk_tokens, RESERVE_TOKENS)  # what prefill leaves beside the entries
-    _piece_tokens(room, len(layout.tail(REPLAY)), _LEAST_PIECE, window)
+        room = window - compact_ceiling(window, config.chunk_tokens)  # which prefill leaves free
+    _piece_tokens(room, most_request_tokens(layout), _LEAST_PIECE, window)
 
 
 def read_again(

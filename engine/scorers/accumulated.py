@@ -14,6 +14,7 @@ class AccumulatedAttentionScorer(Scorer):
     """
 
     name = "accumulated"
+    allocation = "uniform"  # sums of attention have a scale of their own in every layer
     wants_mass = True
 
     def score(self, step: LayerStep) -> Tensor:

@@ -36,6 +36,7 @@ class ExpectedAttentionScorer(Scorer):
     """
 
     name = "expected_attention"
+    allocation = "uniform"  # logits of one head say nothing of another's
 
     def __init__(self, statistics: QueryStatistics, rotary: Rotary) -> None:
         self.statistics = statistics

@@ -9,9 +9,10 @@ from engine.scoring import LayerStep, Scorer
 
 
 class KeyNormScorer(Scorer):
-    """Score = minus the Euclidean norm of the key; compare within one head only."""
+    """Score = minus the Euclidean norm of the key."""
 
     name = "key_norm"
+    allocation = "uniform"  # norms of one head say nothing of another's
 
     def score(self, step: LayerStep) -> Tensor:
         """See Scorer.score."""

@@ -15,15 +15,20 @@ from engine.errors import InvalidSetting, QuestionSetBad, ScorerUnavailable
 from engine.eviction import EvictionConfig
 from engine.prefill import PrefillConfig, prefill
 from engine.pruning import pruned
+from engine.scorers.expected_attention import ExpectedAttentionScorer
 from engine.scoring import Scorer
+from engine.view import CacheView
 from heads import oracles
 from heads.catalog import make_scorer
 from heads.evaluation import EvalSettings, Refused, evaluate, overlap_of
 from heads.evaluation_report import make_report
 from heads.metrics import answer_recall, token_f1
+from heads.oracles import scorer_of_oracle
 from heads.question_set import Question, QuestionedDocument, read_question_set
 from heads.results import DocumentResult, ResultLog, Row
 from tests.fakes import TinyModel, tiny_model, tokens
+from tests.unit.heads import number_layout
+from tests.unit.heads.number_layout import CLOSING, NumberLayout
 
 HEADER = [3, 4, 5]
 SETTINGS = EvalSettings(("keydiff", "recency"), (0.9, 0.6), chunk_tokens=64, max_new_tokens=6)
@@ -74,7 +79,8 @@ def measured(settings: EvalSettings, model: TinyModel | None = None, **how: Any)
     tiny: Any = model or tiny_model()
     make = how.pop("make", lambda name: make_scorer(name, tiny))
     documents = how.pop("documents", DOCUMENTS)
-    return evaluate(tiny, FakeLayout(), documents, settings, make, **how)
+    layout = how.pop("layout", FakeLayout())
+    return evaluate(tiny, layout, documents, settings, make, **how)
 
 
 def report(settings: EvalSettings, **how: Any) -> dict[str, Any]:
@@ -312,6 +318,41 @@ def test_settings_that_cannot_work_are_refused(
 ) -> None:
     with pytest.raises(error):
         replace(SETTINGS, **changes)
+
+
+@pytest.mark.parametrize("name", ["keydiff", "kvzip_oracle"])
+def test_a_profile_that_nobody_has_is_refused_before_anything_is_read(name: str) -> None:
+    settings = replace(SETTINGS, scorers=(name,), allocation="profile")
+    with pytest.raises(InvalidSetting, match="no profile"):
+        measured(settings, documents=[])
+
+
+def test_importance_by_attention_is_compared_within_a_head() -> None:
+    rules = {name: scorer_of_oracle(name).allocation for name in oracles.ORACLES}
+    assert rules.pop("cis_oracle") == "uniform" and set(rules.values()) == {"global"}
+    model: Any = tiny_model()
+    names = ("accumulated", "key_norm", "keydiff")
+    found = {name: make_scorer(name, model).allocation for name in names}
+    assert found == {"accumulated": "uniform", "key_norm": "uniform", "keydiff": "global"}
+    assert ExpectedAttentionScorer.allocation == "uniform"
+
+
+@pytest.mark.parametrize("n_document", [1900, 2048 - len(HEADER) - len(CLOSING)])
+def test_the_longest_document_is_repeated_inside_the_window(
+    n_document: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    furthest: list[int] = []
+    attend = CacheView.attend
+
+    def attending(self: CacheView, *arguments: Any) -> torch.Tensor:
+        out = attend(self, *arguments)
+        furthest.append(self.cache.n_seen + self.n_tail)
+        return out
+
+    monkeypatch.setattr(CacheView, "attend", attending)
+    settings = replace(SETTINGS, scorers=("kvzip_oracle",), kept=(0.5,), generate=False)
+    measured(settings, documents=[number_layout.document(n_document, 3)], layout=NumberLayout())
+    assert n_document + 1024 < max(furthest) <= 4096
 
 
 GOOD = '{"context": "c", "questions": [{"question": "q", "answers": ["a", "b"]}]}'

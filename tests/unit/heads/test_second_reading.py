@@ -271,6 +271,21 @@ def test_the_lack_of_room_is_said_before_the_first_pass() -> None:
         check_room(4096, LAYOUT, 4000, config("original"))
 
 
+def test_what_passes_before_the_first_pass_passes_after_it() -> None:
+    """The first piece's request is the shortest: later ones quote what came before."""
+    model: Any = tiny_model()
+    rules = config("original")
+    for n in range(3900, 4020, 4):
+        try:
+            check_room(4096, LAYOUT, n, rules)
+        except InvalidSetting:
+            return
+        cache = first_read(model, rules)
+        cache.geometry = replace(cache.geometry, window=N + 4096 - n)
+        again(model, cache, rules, piece_tokens=64)
+    pytest.fail("nothing was refused")
+
+
 def test_with_everything_kept_there_is_nothing_to_choose() -> None:
     model: Any = tiny_model()
     rules = config(budget_tokens=None)
