@@ -7,6 +7,7 @@ are standardised for the fit, and the scaling is folded into the weights at the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ LEAST_SHARE = 1e-3
 REPLAY_SHARE = 0.75  # of a blend (heads/LOG.md, 2026-11-27)
 EDGES = (0.25, 0.125, 0.0625, 0.03125)  # kept fractions whose thresholds `bce` learns
 
+_LEAST_SCHEDULED = 10  # steps
 FIT_VERSION = 3  # raised when a target, a loss or the fitting changes: kept fits are then stale
 
 
@@ -129,10 +131,10 @@ def fit(
     start: RetainingHead | LocretHead | None = None,
     on_layer: Callable[[int, int, float], None] | None = None,
 ) -> tuple[RetainingHead | LocretHead, FitReport]:
-    """Fit one head a layer.
+    """Fit one head a layer, on the CPU, where recordings lie.
 
     held      recordings that are only looked at, for the report
-    start     heads to go on from (domain adaptation)
+    start     heads to go on from (domain adaptation); they stay as they are
     on_layer  (layers done, layers in all, held-out rank correlation of the last one)
     """
     torch.manual_seed(settings.seed)
@@ -142,11 +144,7 @@ def fit(
             f"The heads to go on from are of the kind '{start.kind}', not '{settings.kind}'.",
             f"Train with --kind {start.kind}.",
         )
-    head = start or (
-        RetainingHead(g, settings.width)
-        if settings.kind == "retaining"
-        else LocretHead(g, settings.width, str(model.model.config.hidden_act))
-    )
+    head = _fresh(model, settings) if start is None else deepcopy(start).cpu()
     head.requires_grad_(False)
     report = FitReport()
     recordings = [r for r in recordings if has_label(r, settings.label)]
@@ -171,6 +169,13 @@ def fit(
         if on_layer is not None:
             on_layer(layer + 1, g.n_layers, rank)
     return head, report
+
+
+def _fresh(model: LoadedModel, settings: FitSettings) -> RetainingHead | LocretHead:
+    """Heads that have learnt nothing."""
+    if settings.kind == "retaining":
+        return RetainingHead(model.geometry, settings.width)
+    return LocretHead(model.geometry, settings.width, str(model.model.config.hidden_act))
 
 
 def _gather(
@@ -237,8 +242,9 @@ def _fit_layer(
     optimiser = torch.optim.AdamW(
         net.parameters(), settings.lr, betas=(0.9, 0.95), weight_decay=settings.weight_decay
     )
+    # A warm-up of one step, the tenth of ten, would be divided by nothing.
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, settings.lr, total_steps=steps + 1, pct_start=0.1
+        optimiser, settings.lr, total_steps=max(steps, _LEAST_SCHEDULED) + 1, pct_start=0.1
     )
     curve: list[tuple[int, float]] = []
     for step, rows in enumerate(_batches(len(data.x), settings, steps)):

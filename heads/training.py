@@ -257,14 +257,14 @@ def _check_questions(
     how = settings.recording
     if settings.fitting.label not in NEEDS_QUESTIONS or how.ask_itself:
         return
-    for document in documents:
-        if document.questions:
+    for number, document in enumerate(documents):
+        if document.questions and not is_held_out(number):
             prefix = layout.prefix(document.text)
             if prefix.n_header + prefix.n_document <= how.max_tokens:
                 return
     raise InvalidSetting(
-        f"No document of at most {how.max_tokens} tokens comes with questions, and the label "
-        f"'{settings.fitting.label}' is measured on them.",
+        f"No document of at most {how.max_tokens} tokens that is not held out comes with "
+        f"questions, and the label '{settings.fitting.label}' is measured on them.",
         "Give question sets, a larger --max-tokens, or --ask-itself.",
     )
 

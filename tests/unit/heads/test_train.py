@@ -126,6 +126,20 @@ def test_going_on_from_heads_does_not_begin_anew() -> None:
     assert min(more.held_rank) > min(first.held_rank) - 0.01
 
 
+def test_heads_that_are_gone_on_from_stay_as_they_are() -> None:
+    head, _ = fitted(replace(SETTINGS, epochs=0.1))
+    before = [p.clone() for p in head.parameters()]
+    after, _ = fitted(replace(SETTINGS, epochs=0.1), start=head)
+    assert all(map(torch.equal, before, head.parameters()))
+    assert not any(map(torch.equal, before, after.parameters()))
+
+
+@pytest.mark.parametrize("steps", range(1, 13))
+def test_a_fit_may_have_any_number_of_steps(steps: int) -> None:
+    _, report = fitted(replace(SETTINGS, batch_tokens=100, epochs=steps / 10))
+    assert [len(curve) for curve in report.curves] == [steps, steps]
+
+
 def test_one_seed_gives_one_head() -> None:
     short = replace(SETTINGS, epochs=1.0, loss="rank")
     (a, _), (b, _), (c, _) = fitted(short), fitted(short), fitted(replace(short, seed=1))

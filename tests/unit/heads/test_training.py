@@ -15,7 +15,7 @@ from engine.errors import InvalidSetting, ScorerUnavailable
 from heads import training
 from heads.answer_fit import AnswerFitSettings
 from heads.labels import KINDS, output_grams
-from heads.lessons import lessons_of
+from heads.lessons import HELD_EVERY, is_held_out, lessons_of
 from heads.question_set import Question
 from heads.recordings import (
     RecordSettings,
@@ -405,6 +405,20 @@ def test_a_label_of_questions_without_any_is_refused_before_anything_is_read(
     settings = replace(SETTINGS, fitting=replace(FIT, label=label), recording=short)
     with pytest.raises(InvalidSetting, match="comes with questions"):
         trained(tmp_path, settings)
+
+
+def test_questions_of_a_document_held_out_teach_no_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "record", lambda *_, **__: pytest.fail("something was read"))
+    documents = [
+        replace(document(60, n), questions=document(60, n).questions if is_held_out(n) else ())
+        for n in range(HELD_EVERY)
+    ]
+    model: Any = tiny_model()
+    settings = replace(SETTINGS, fitting=replace(FIT, label="questions"))
+    with pytest.raises(InvalidSetting, match="not held out"):
+        train(model, LAYOUT, documents, settings, tmp_path, tmp_path / "o", CARD)
 
 
 def test_the_card_says_what_was_measured(tmp_path: Path) -> None:
