@@ -111,9 +111,7 @@ def need_disk(folder: Path, nbytes: int, what: str) -> None:
 
 
 @contextmanager
-def locked(
-    folder: Path, name: str, *, on_wait: Callable[[], None] | None = None
-) -> Iterator[None]:
+def locked(folder: Path, name: str, *, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold an inter-process lock, so that two runs do not fetch or convert one model twice.
 
     on_wait  called once if another holds it for longer than SILENT_WAIT_S
