@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,11 +22,17 @@ if TYPE_CHECKING:
     from engine.speculation import Drafter
 
 _PROMPT_CHUNK_TOKENS = 512
+LEAST_TEMPERATURE = 1e-5  # below it a draw takes the likeliest token, or divides to infinity
+PENALTIES = (0.01, 100.0)  # least and most; beyond them nothing is left of the logits
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn. temperature 0 is greedy; seed makes a draw repeatable."""
+    """How the next token is drawn. seed makes a draw repeatable.
+
+    temperature  below LEAST_TEMPERATURE the likeliest token is taken
+    Raises       InvalidSetting for what cannot be drawn with
+    """
 
     max_new_tokens: int = 256
     temperature: float = 0.0
@@ -36,12 +43,21 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise InvalidSetting(f"max_new_tokens {self.max_new_tokens} is below 1.")
-        if self.temperature < 0:
-            raise InvalidSetting(f"temperature {self.temperature} is negative.")
+        if not 0 <= self.temperature < math.inf:
+            raise InvalidSetting(f"temperature {self.temperature} is not a number from 0 on.")
         if not 0 < self.top_p <= 1:
             raise InvalidSetting(f"top_p {self.top_p} is not above 0 and at most 1.")
-        if self.repetition_penalty <= 0:
-            raise InvalidSetting(f"repetition_penalty {self.repetition_penalty} is not positive.")
+        least, most = PENALTIES
+        if not least <= self.repetition_penalty <= most:
+            raise InvalidSetting(
+                f"repetition_penalty {self.repetition_penalty} is not between {least} and {most}.",
+                "1 is no penalty; a little more keeps answers from repeating themselves.",
+            )
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken."""
+        return self.temperature < LEAST_TEMPERATURE
 
 
 @dataclass(frozen=True)
@@ -235,7 +251,7 @@ class _Chooser:
     def choose(self, logits: Tensor) -> int:
         """logits [vocab] fp32 -> token id."""
         row = self._processors(self._seen, logits.cpu()[None])
-        if self.sampling.temperature == 0:
+        if self.sampling.greedy:
             token = int(row.argmax(-1))
         else:
             weights = torch.softmax(row, dim=-1)
@@ -255,7 +271,7 @@ def _processors(sampling: Sampling) -> LogitsProcessorList:
     processors = LogitsProcessorList()
     if sampling.repetition_penalty != 1:
         processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
-    if sampling.temperature > 0:
+    if not sampling.greedy:
         processors.append(TemperatureLogitsWarper(sampling.temperature))
         if sampling.top_p < 1:
             processors.append(TopPLogitsWarper(sampling.top_p))

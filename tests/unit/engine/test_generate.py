@@ -1,0 +1,41 @@
+"""Answering: settings that cannot draw are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from engine.errors import InvalidSetting
+from engine.generate import Sampling, generate
+from tests.fakes import cache_of, tiny_model, tokens
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_p", "repetition_penalty"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_settings_that_are_no_numbers_are_refused(name: str, value: float) -> None:
+    with pytest.raises(InvalidSetting, match=name):
+        Sampling(**{name: value})
+
+
+@pytest.mark.parametrize("value", [1e-40, 1e-6, 1e6])
+def test_a_penalty_that_leaves_nothing_to_draw_from_is_refused(value: float) -> None:
+    with pytest.raises(InvalidSetting, match="repetition_penalty"):
+        Sampling(repetition_penalty=value)
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-40, 1e-30, 1e-9])
+def test_a_temperature_too_small_to_divide_by_takes_the_likeliest(temperature: float) -> None:
+    model: Any = tiny_model()
+    cache, prompt = cache_of(model), tokens(5)
+    greedy = generate(model, cache.view(), prompt, Sampling(8)).token_ids
+    cold = Sampling(8, temperature=temperature, top_p=0.9, seed=1)
+    assert generate(model, cache.view(), prompt, cold).token_ids == greedy
+
+
+@pytest.mark.parametrize("penalty", [0.01, 100.0])
+@pytest.mark.parametrize("temperature", [1e-5, 1e5])
+def test_the_bounds_themselves_can_be_drawn_with(penalty: float, temperature: float) -> None:
+    model: Any = tiny_model()
+    sampling = Sampling(8, temperature, top_p=1e-9, repetition_penalty=penalty, seed=1)
+    assert generate(model, cache_of(model).view(), tokens(5), sampling).token_ids
