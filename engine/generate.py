@@ -65,8 +65,9 @@ class Generation:
     """An answer: its tokens (without the stop token), the work it took, and why it ended.
 
     reused_tokens is the mean number of cache entries per layer and KV head that were already
-    there; ttft_s counts from the call to the first token. forwards are the model's passes after
-    the prompt: fewer than tokens where drafts held.
+    there; ttft_s counts from the call to the first token. decode_tok_s counts every token chosen
+    after the first, the stop token too: it took a pass like the others. forwards are the model's
+    passes after the prompt: fewer than tokens where drafts held.
     """
 
     token_ids: list[int]
@@ -157,8 +158,9 @@ def generate(
     first_at = started
     finish: Literal["eos", "length", "stop"] = "length"
     steps = _Steps(decoder, view, drafter)
-    for token in steps.tokens(logits, chooser, sampling.max_new_tokens):
-        if not chosen:
+    n_chosen = 0
+    for n_chosen, token in enumerate(steps.tokens(logits, chooser, sampling.max_new_tokens), 1):
+        if n_chosen == 1:
             first_at = time.perf_counter()
         if token in model.stop_token_ids:
             finish = "eos"
@@ -171,7 +173,7 @@ def generate(
             break
     steps.forget_drafts()
     decode_s = time.perf_counter() - first_at
-    rate = (len(chosen) - 1) / decode_s if len(chosen) > 1 and decode_s > 0 else 0.0
+    rate = (n_chosen - 1) / decode_s if n_chosen > 1 and decode_s > 0 else 0.0
     return Generation(chosen, len(prompt_ids), reused, first_at - started, rate, finish, steps.n)
 
 

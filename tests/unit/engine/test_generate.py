@@ -1,13 +1,17 @@
-"""Answering: settings that cannot draw are refused."""
+"""Answering: settings that cannot draw are refused, rates count what was computed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import torch
 
+from engine import generate as generating
 from engine.errors import InvalidSetting
 from engine.generate import Sampling, generate
+from engine.view import CacheView
 from tests.fakes import cache_of, tiny_model, tokens
 
 
@@ -39,3 +43,36 @@ def test_the_bounds_themselves_can_be_drawn_with(penalty: float, temperature: fl
     model: Any = tiny_model()
     sampling = Sampling(8, temperature, top_p=1e-9, repetition_penalty=penalty, seed=1)
     assert generate(model, cache_of(model).view(), tokens(5), sampling).token_ids
+
+
+class Clocked:
+    """A decoder that says what it was told to, a second of a clock of its own each pass."""
+
+    def __init__(self, script: Sequence[int]) -> None:
+        self.script = iter(script)
+        self.now = 0.0
+
+    def forward(self, store: CacheView, token_ids: Sequence[int]) -> torch.Tensor:
+        self.now += 1.0
+        return torch.nn.functional.one_hot(torch.tensor(next(self.script)), 97).float()
+
+    def forward_all(self, store: CacheView, token_ids: Sequence[int]) -> torch.Tensor:
+        raise AssertionError("nothing is drafted here")
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("script", "rate"), [([5, 6, 7, 2], 1.0), ([5, 2], 1.0), ([2], 0.0), ([5, 6, 7, 8], 1.0)]
+)
+def test_the_pass_that_ends_an_answer_counts_as_a_token(
+    script: list[int], rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = tiny_model()
+    decoder = Clocked(script)
+    monkeypatch.setattr(generating, "time", decoder)
+    view = cache_of(model).view()
+    made = generate(model, view, [3], Sampling(len(script)), decoder=decoder)
+    assert made.token_ids == [token for token in script if token != 2]
+    assert made.decode_tok_s == rate and made.ttft_s == 1.0
