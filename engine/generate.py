@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import torch
 from torch import Tensor
 
-from engine.attention import decoder_of
 from engine.errors import InvalidSetting
+from engine.trunk import through_modules
 from engine.view import CacheView
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ class StockDecoder:
         """See Decoder."""
         return forward(self._model, store, token_ids)
 
+    @torch.inference_mode()
     def forward_all(self, store: CacheView, token_ids: Sequence[int]) -> Tensor:
         """See Decoder."""
         logits: Tensor = self._model.model.lm_head(_hidden(self._model, store, token_ids)).float()
@@ -115,16 +116,11 @@ def forward(model: LoadedModel, view: CacheView, token_ids: Sequence[int] | Tens
 
 
 def _hidden(model: LoadedModel, view: CacheView, token_ids: Sequence[int] | Tensor) -> Tensor:
-    """The last layer's output for tokens appended to a view; of the last piece of a long prompt."""
-    ids = torch.as_tensor(token_ids, dtype=torch.int64, device=model.device)
+    """Append tokens to a view, many of them in pieces; the last layer's output [n, hidden_size]."""
+    ids = torch.as_tensor(token_ids, dtype=torch.int64)
     if not len(ids):
         raise InvalidSetting("A prompt needs at least one token.")
-    hidden = torch.empty(0)
-    for piece in ids.split(_PROMPT_CHUNK_TOKENS):
-        hidden = decoder_of(model.model)(
-            input_ids=piece[None], use_cache=False, store=view
-        ).last_hidden_state[0]
-    return hidden
+    return torch.cat([through_modules(model, p, view) for p in ids.split(_PROMPT_CHUNK_TOKENS)])
 
 
 @torch.inference_mode()

@@ -30,6 +30,12 @@ def hidden_after(model: LoadedModel, ids: Tensor, store: Store) -> Tensor:
     lean = _lean_of(model)
     if lean is not None:
         return lean.normalised(lean.one_pass(store, ids))
+    return through_modules(model, ids, store)
+
+
+@torch.inference_mode()
+def through_modules(model: LoadedModel, ids: Tensor, store: Store) -> Tensor:
+    """As `hidden_after`, by the stock modules whatever the model."""
     row = ids.to(model.device)[None]
     hidden: Tensor = decoder_of(model.model)(
         input_ids=row, use_cache=False, store=store

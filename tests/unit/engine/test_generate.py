@@ -10,7 +10,7 @@ import torch
 
 from engine import generate as generating
 from engine.errors import InvalidSetting
-from engine.generate import Sampling, generate
+from engine.generate import Sampling, StockDecoder, generate
 from engine.view import CacheView
 from tests.fakes import cache_of, tiny_model, tokens
 
@@ -76,3 +76,15 @@ def test_the_pass_that_ends_an_answer_counts_as_a_token(
     made = generate(model, view, [3], Sampling(len(script)), decoder=decoder)
     assert made.token_ids == [token for token in script if token != 2]
     assert made.decode_tok_s == rate and made.ttft_s == 1.0
+
+
+def test_a_long_input_has_a_row_for_each_of_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = tiny_model()
+    cache, ids = cache_of(model), tokens(20)
+    decoder = StockDecoder(model)
+    whole = decoder.forward_all(cache.view(), ids)
+    monkeypatch.setattr(generating, "_PROMPT_CHUNK_TOKENS", 7)
+    rows = decoder.forward_all(cache.view(), ids)
+    assert rows.shape == (20, 97)
+    torch.testing.assert_close(rows, whole, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(rows[-1], decoder.forward(cache.view(), ids), atol=1e-4, rtol=1e-4)
