@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -113,9 +112,3 @@ def _trained(name: str, model: LoadedModel, state_dir: Path | None) -> Scorer:
             f"or choose one of: {', '.join(scorer_names())}.",
         )
     return load_heads(path, model)
-
-
-def scorer_digest(scorer: Scorer) -> str:
-    """A scorer's identity in fingerprints: name, settings and weights, as one short text."""
-    text = scorer.digest()
-    return text if len(text) < 80 else hashlib.sha256(text.encode()).hexdigest()

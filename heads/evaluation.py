@@ -30,7 +30,7 @@ from engine.refit import REFIT_KEY
 from engine.scorers.several import SeveralScorers
 from engine.scoring import Scorer
 from heads import second_reading
-from heads.layout import Layout
+from heads.layout import Layout, plain_ids
 from heads.metrics import answer_recall, token_f1
 from heads.oracles import ORACLES, Asked, scorer_of_oracle
 from heads.question_set import QuestionedDocument
@@ -210,7 +210,8 @@ class _Reading:
         self.settings, self.scorers = settings, scorers
         self.prefix = layout.prefix(document.text)
         self.asked: list[Asked] = [
-            (layout.tail(q.text), self._plain_ids(q.answers[0])) for q in document.questions
+            (layout.tail(q.text), plain_ids(layout.tokenizer, q.answers[0]))
+            for q in document.questions
         ]
         self._several = SeveralScorers({} if settings.chunked else scorers)
 
@@ -335,10 +336,6 @@ class _Reading:
         )
         decode = self.layout.tokenizer.decode
         return [decode(answer, skip_special_tokens=True) for answer in ids]
-
-    def _plain_ids(self, text: str) -> list[int]:
-        encoded = self.layout.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
-        return list(encoded["input_ids"])
 
 
 def _settings_key(settings: EvalSettings) -> dict[str, Any]:

@@ -5,6 +5,12 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 
+def plain_ids(tokenizer: Any, text: str) -> list[int]:
+    """Tokens of a text as a reader sees it: names of control tokens in it are letters."""
+    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+    return list(encoded["input_ids"])
+
+
 class Prefix(Protocol):
     """A document laid out for a model: what is read once, before any question."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import InvalidSetting
-from heads.layout import Layout
+from heads.layout import Layout, plain_ids
 from heads.question_set import QuestionedDocument
 
 HELD_EVERY = 8  # every eighth document is only looked at
@@ -65,8 +65,7 @@ def lessons_of(
 
 
 def _answer_ids(layout: Layout, answer: str) -> list[int]:
-    ids = layout.tokenizer(answer, add_special_tokens=False)["input_ids"]
-    return list(ids)[:ANSWER_TOKENS]
+    return plain_ids(layout.tokenizer, answer)[:ANSWER_TOKENS]
 
 
 def check_lessons(lessons: Sequence[Lesson]) -> None:

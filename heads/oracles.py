@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine.scoring import Scorer
 from heads.labels import Kind, Labels, Probe, measure, output_grams
-from heads.layout import Layout, Prefix
+from heads.layout import Layout, Prefix, plain_ids
 from heads.replay import most_request_tokens, replay_ids
 from heads.self_asked import self_asked
 
@@ -94,7 +94,7 @@ def self_questioned(
     """What the model's own questions and answers need (heads.self_asked), the true ones unknown."""
     tokenizer = layout.tokenizer
     own: list[Asked] = [
-        (layout.tail(question), list(tokenizer(answer, add_special_tokens=False)["input_ids"]))
+        (layout.tail(question), plain_ids(tokenizer, answer))
         for question, answer in self_asked(model, layout, cache, ())
         if answer.strip()
     ]

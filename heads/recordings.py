@@ -29,7 +29,7 @@ from engine.prefill import PrefillConfig, prefill
 from engine.scorers.recency import RecencyScorer
 from engine.scoring import LayerStep, Scorer
 from heads.labels import Kind, Labels, Probe, measure
-from heads.layout import Layout
+from heads.layout import Layout, plain_ids
 from heads.question_set import QuestionedDocument
 from heads.replay import replay_ids
 from heads.self_asked import self_asked
@@ -208,7 +208,7 @@ def _question_labels(
     probes = []
     for question, answer in asked:
         before = [*closing, *layout.tail(question)]
-        answer_ids = layout.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        answer_ids = plain_ids(layout.tokenizer, answer)
         probes.append(Probe([*before, *answer_ids], answer_row=len(before)))
     kinds: tuple[Kind, ...] = ("kvzip_plus", "cis") if with_cis else ("kvzip_plus",)
     found = _measured(model, cache, grams, probes, 0, 0, kinds)

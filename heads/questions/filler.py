@@ -77,19 +77,12 @@ def sentence_ends(text: str) -> list[int]:
     return sorted({0, *ends, len(text)})
 
 
-def fact_at_depth(text: str, depth: float, fact: str) -> str:
-    """The text with a fact put between two sentences, as near as can be to a share of its length.
-
-    depth   0 = before the first sentence, 1 = after the last, by characters
-    Raises  BadRequest if the depth is outside 0..1
-    """
-    return facts_at_depths(text, [(depth, fact)])
-
-
 def facts_at_depths(text: str, facts: list[tuple[float, str]]) -> str:
-    """The text with several facts, each depth counted in the text without them.
+    """The text with facts put between its sentences, as near as can be to shares of its length.
 
-    Facts that meet at one place stand in the order given.
+    facts   (depth, fact): 0 = before the first sentence, 1 = after the last, by characters of the
+            text without them; facts that meet at one place stand in the order given
+    Raises  BadRequest if a depth is outside 0..1
     """
     ends = sentence_ends(text)
     placed: list[tuple[int, str]] = []

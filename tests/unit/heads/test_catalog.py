@@ -17,7 +17,6 @@ from heads.catalog import (
     head_file,
     head_name,
     make_scorer,
-    scorer_digest,
     scorer_names,
 )
 from heads.published import convert, published_heads
@@ -73,7 +72,7 @@ def test_a_file_of_heads_is_a_scorers_name(tmp_path: Path) -> None:
     model: Any = tiny_model()
     path = put(tmp_path, "locret")
     scorer = make_scorer(str(path), model)
-    assert scorer.name == "locret" and scorer_digest(scorer) == scorer.digest()
+    assert scorer.name == "locret"
     with pytest.raises(ScorerUnavailable, match="no retaining heads at"):
         make_scorer(str(tmp_path / "none.bin"), model)
 

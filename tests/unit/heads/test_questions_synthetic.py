@@ -15,7 +15,7 @@ from heads.question_set import QuestionedDocument
 from heads.questions import synthetic
 from heads.questions.documents import estimate_tokens, make_questions
 from heads.questions.errors import BadRequest, UnknownPart
-from heads.questions.filler import fact_at_depth, facts_at_depths, sentence_ends
+from heads.questions.filler import facts_at_depths, sentence_ends
 
 BOOK = (
     'It was late. "Who is there?" asked Mr. Brown, and nobody answered him for a while! The '
@@ -111,7 +111,7 @@ def test_a_fact_sits_within_one_sentence_of_its_depth(
     sentences = ["Word" + " word" * n + "." for n in sizes]
     text = gap.join(sentences)
     fact = "The fact is 17."
-    result = fact_at_depth(text, depth, fact)
+    result = facts_at_depths(text, [(depth, fact)])
     assert result.count(fact) == 1
     before, after = result.split(fact)
     assert abs(len(before) - depth * len(text)) <= max(map(len, sentences)) + 1
@@ -142,14 +142,14 @@ def test_the_depths_of_a_set_cover_the_whole_text() -> None:
 
 def test_facts_at_both_ends_and_in_order_at_one_place() -> None:
     text = "One here. Two here."
-    assert fact_at_depth(text, 0, "New.") == "New. One here. Two here."
-    assert fact_at_depth(text, 1, " New. ") == "One here. Two here. New."
-    assert fact_at_depth("", 0.5, "New.") == "New."
+    assert facts_at_depths(text, [(0, "New.")]) == "New. One here. Two here."
+    assert facts_at_depths(text, [(1, " New. ")]) == "One here. Two here. New."
+    assert facts_at_depths("", [(0.5, "New.")]) == "New."
     both = facts_at_depths(text, [(0.5, "A."), (0.0, "C."), (0.5, "B.")])
     assert both == "C. One here. A. B. Two here."
     for depth in (-0.1, 1.1, float("nan")):
         with pytest.raises(BadRequest, match=r"outside 0\.\.1"):
-            fact_at_depth(text, depth, "New.")
+            facts_at_depths(text, [(depth, "New.")])
 
 
 def test_a_sentence_does_not_end_at_a_title_an_initial_or_a_number() -> None:
