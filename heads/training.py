@@ -21,14 +21,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.errors import InvalidSetting
-from heads.answer_fit import (
-    ANSWER_FIT_VERSION,
-    Distance,
-    Step,
-    distances,
-    fit_through_answers,
-    scores_of,
-)
+from heads.answer_fit import scores_of
+from heads.answer_round import taught_by_answers
 from heads.labels import output_grams
 from heads.layout import Layout
 from heads.lessons import check_lessons, is_held_out, lessons_of
@@ -41,8 +35,6 @@ from heads.recordings import (
     save_recording,
 )
 from heads.retaining import (
-    NEIGHBOURHOOD_SHARE,
-    NEIGHBOURHOOD_TOKENS,
     HeadCard,
     HeadScorer,
     LocretHead,
@@ -60,8 +52,6 @@ if TYPE_CHECKING:
 
 _POLL_S = 2.0
 NEEDS_QUESTIONS = ("questions", "cis")
-_TELL_EVERY = 20  # steps of a fit through answers
-_HELD_DOCUMENTS, _HELD_KEPT = 5, (0.125, 0.0625, 0.03125)  # to look at around a fit by answers
 _PROFILE_DOCUMENTS = 32  # shares hardly move after so many
 
 
@@ -90,61 +80,107 @@ def train(
     if start is not None:  # heads that go on keep their width, whatever was asked for
         width = (start.w1 if isinstance(start, RetainingHead) else start.fc1).shape[1]
         settings = replace(settings, fitting=replace(settings.fitting, width=width))
+    run = _Run(model, layout, documents, settings, work, say)
     head = start
-    used: list[Path] = []
-    fit_s = 0.0
-    reports: list[FitReport] = []
-    firsts: list[Path] = []
     for number in range(settings.rounds):
-        on_policy = number > 0
-        how = first_reading(settings)
-        if on_policy:
-            how = replace(how, kept=settings.kept, replay=False, kinds=())
-        evictor = head_digest(head) if on_policy and head is not None else ""
-        scorer = HeadScorer(head, card, evictor) if on_policy and head is not None else None
-        said = "on-policy, " if on_policy else ""
-        if is_first_process():
-            what = f"reading {said}{len(documents)} documents"
-            say(f"Round {number + 1} of {settings.rounds}: {what}.")
-        paths = _record_all(model, layout, documents, how, work, evictor, scorer, say)
-        firsts = firsts or paths
-        used += paths
-        head, report, seconds = _fitted_once(
-            model, paths, firsts, settings, number, work, head, say
-        )
-        fit_s += seconds
-        if report is not None:
-            reports.append(report)
-    if settings.answers.steps and not firsts:  # read, and measured by no label
-        how = first_reading(settings)
-        firsts = _record_all(model, layout, documents, how, work, "", None, say)
-        used += firsts
+        head = run.round(number, head, card)
+    if settings.answers.steps and not run.firsts:  # read, and measured by no label
+        run.firsts = run.recorded(first_reading(settings), "", None)
     assert head is not None
-    if settings.answers.steps and _rank() == 0:
-        assert isinstance(head, RetainingHead)
-        head, report, answers_s = _through_answers(
-            model, layout, documents, firsts, settings, work, head, card, say
+    if is_first_process():
+        if settings.answers.steps:
+            assert isinstance(head, RetainingHead)
+            head = run.through_answers(head, card)
+        run.save(out, head, card)
+    return head, run.reports
+
+
+class _Run:
+    """What a training has read and fitted so far.
+
+    firsts   recordings of the first reading, whose labels all rounds learn
+    used     every recording that was made or found
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        layout: Layout,
+        documents: Sequence[QuestionedDocument],
+        settings: TrainSettings,
+        work: Path,
+        say: Callable[[str], None],
+    ) -> None:
+        self.model, self.layout, self.documents = model, layout, documents
+        self.settings, self.work, self.say = settings, work, say
+        self.firsts: list[Path] = []
+        self.used: list[Path] = []
+        self.reports: list[FitReport] = []
+        self.fit_s = self.answers_s = 0.0
+
+    def round(
+        self, number: int, head: RetainingHead | LocretHead | None, card: HeadCard
+    ) -> RetainingHead | LocretHead:
+        """Read everything, with evictions by the heads of the round before, and fit."""
+        how, evictor, scorer, said = first_reading(self.settings), "", None, ""
+        if number > 0:
+            assert head is not None
+            how = replace(how, kept=self.settings.kept, replay=False, kinds=())
+            evictor, said = head_digest(head), "on-policy, "
+            scorer = HeadScorer(head, card, evictor)
+        if is_first_process():
+            what = f"reading {said}{len(self.documents)} documents"
+            self.say(f"Round {number + 1} of {self.settings.rounds}: {what}.")
+        paths = self.recorded(how, evictor, scorer)
+        self.firsts = self.firsts or paths
+        head, report, seconds = _fitted_once(
+            self.model, paths, self.firsts, self.settings, number, self.work, head, self.say
         )
-        reports.append(report)
-    if _rank() == 0:
-        forward_s = sum(load_recording(p, hidden=False).seconds for p in used)
+        self.fit_s += seconds
+        if report is not None:
+            self.reports.append(report)
+        return head
+
+    def recorded(self, how: RecordSettings, evictor: str, scorer: HeadScorer | None) -> list[Path]:
+        """Recordings of all documents, made now or found."""
+        paths = _record_all(
+            self.model, self.layout, self.documents, how, self.work, evictor, scorer, self.say
+        )
+        self.used += paths
+        return paths
+
+    def through_answers(self, head: RetainingHead, card: HeadCard) -> RetainingHead:
+        """Go on from heads that labels have taught."""
+        found = taught_by_answers(
+            self.model, self.layout, self.documents, self.firsts, self.settings, self.work, head,
+            self.say,
+        )  # fmt: skip
+        card.held_out = found.held_out
+        self.answers_s = found.seconds
+        self.reports.append(found.report)
+        return found.head
+
+    def save(self, out: Path, head: RetainingHead | LocretHead, card: HeadCard) -> None:
+        """Write the heads, with what they cost and how a budget is shared out by them."""
+        steps = self.settings.answers.steps
+        forward_s = sum(load_recording(p, hidden=False).seconds for p in self.used)
         card.cost = (
             f"{forward_s / 60:.1f} minutes of forward passes of the model, "
-            f"{fit_s / 60:.1f} of fitting, on {model.device}"
+            f"{self.fit_s / 60:.1f} of fitting, on {self.model.device}"
         )
         profile: Profile | None
         allocation: Allocation | None = None
-        if settings.answers.steps:
+        if steps:
             assert isinstance(head, RetainingHead)
-            profile = _profile_of_scores(model, head, firsts, settings.recording.chunk_tokens)
+            chunk_tokens = self.settings.recording.chunk_tokens
+            profile = _profile_of_scores(self.model, head, self.firsts, chunk_tokens)
             allocation = "global"  # one threshold is what they learnt
-            card.label += f", then {settings.answers.steps} steps through answers"
-            card.cost += f"; {answers_s / 60:.1f} minutes through answers, gradients included"
+            card.label += f", then {steps} steps through answers"
+            card.cost += f"; {self.answers_s / 60:.1f} minutes through answers, gradients included"
         else:
-            profile = _profile(firsts, settings.fitting.label)
-        card.settings = asdict(replace(settings, recording=first_reading(settings)))
+            profile = _profile(self.firsts, self.settings.fitting.label)
+        card.settings = asdict(replace(self.settings, recording=first_reading(self.settings)))
         save_heads(out, head, card, profile, allocation)
-    return head, reports
 
 
 def _check_answers(
@@ -175,79 +211,6 @@ def _check_answers(
     if settings.answers.steps:
         anywhere = [Path()] * len(documents)  # not recorded yet
         check_lessons(lessons_of(layout, documents, anywhere, settings.recording.max_tokens).taught)
-
-
-def _through_answers(
-    model: LoadedModel,
-    layout: Layout,
-    documents: Sequence[QuestionedDocument],
-    paths: Sequence[Path],
-    settings: TrainSettings,
-    work: Path,
-    head: RetainingHead,
-    card: HeadCard,
-    say: Callable[[str], None],
-) -> tuple[RetainingHead, FitReport, float]:
-    """Fit through answers, going on where an earlier run was cut off; heads, curve and seconds
-    of all runs. What documents held out lose, before and after, is said and put on the card.
-    """
-    how = settings.recording
-    lessons = lessons_of(layout, documents, paths, how.max_tokens)
-    held = lessons.held_out[:_HELD_DOCUMENTS]
-
-    def look(heads: RetainingHead) -> list[Distance]:
-        if not held:
-            return []
-        return distances(
-            model, heads, held, _HELD_KEPT, how.chunk_tokens, settings.answers.questions
-        )
-
-    taught = lessons.taught
-    n_asked = sum(len(lesson.asked) for lesson in taught)
-    say(f"Through answers: {n_asked} questions of {len(taught)} documents.")
-    key = json.dumps(
-        [
-            [ANSWER_FIT_VERSION, NEIGHBOURHOOD_TOKENS, NEIGHBOURHOOD_SHARE],
-            head_digest(head),
-            asdict(settings.answers),
-            [p.name for p in paths],
-        ]
-    )
-    state = work / f"answers-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
-    told = state.with_suffix(".json")
-    report = FitReport.load(told) or FitReport([[]])
-    latest: list[Step] = []
-
-    def tell(step: Step) -> None:
-        latest.append(step)
-        if len(latest) == _TELL_EVERY or step.number + 1 == settings.answers.steps:
-            kl = sum(s.kl for s in latest) / len(latest)
-            lost = sum(s.lost for s in latest) / len(latest)
-            say(
-                f"  step {step.number + 1}/{settings.answers.steps}: {kl:.3f} nats from the full "
-                f"cache, {lost:+.3f} lost of the true answers"
-            )
-            points = dict(report.curves[0]) | {step.number + 1: kl}
-            report.curves[0] = sorted(points.items())
-            report.save(told)
-            latest.clear()
-
-    before = look(head)
-    fitted, seconds = fit_through_answers(
-        model, head, taught, settings.answers, how.chunk_tokens, state, tell
-    )
-    pairs = list(zip(before, look(fitted), strict=True))
-    for was, now in pairs:
-        say(
-            f"  {len(held)} documents held out, {now.kept:.4g} kept: {was.kl:.3f} to {now.kl:.3f} "
-            f"nats from the full cache, {was.lost:+.3f} to {now.lost:+.3f} lost"
-        )
-    card.held_out = [
-        {"kept": now.kept, "kl_before": was.kl, "kl": now.kl}
-        | {"lost_before": was.lost, "lost": now.lost}
-        for was, now in pairs
-    ]
-    return fitted, report, seconds
 
 
 def _check_questions(
@@ -314,7 +277,7 @@ def _fitted_once(
         key += head_digest(start)
     path = work / f"heads-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
     told = path.with_suffix(".json")
-    if _rank() != 0:
+    if not is_first_process():
         _wait_for([path])
     if path.exists():
         known = load_heads(path, model)

@@ -598,7 +598,7 @@ def test_another_fit_through_answers_does_not_go_on_from_an_earlier_ones_steps(
     start = RetainingHead(model.geometry, 4).requires_grad_(False)
     settings = replace(SETTINGS, rounds=0, answers=ANSWERS)
     for version, n_steps in ((1, 1), (1, 0), (2, 1)):
-        monkeypatch.setattr(training, "ANSWER_FIT_VERSION", version)
+        monkeypatch.setattr("heads.answer_round.ANSWER_FIT_VERSION", version)
         said: list[str] = []
         trained(tmp_path, settings, start=start, say=said.append)
         assert sum("step 3/3" in line for line in said) == n_steps
