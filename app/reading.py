@@ -14,6 +14,7 @@ from app.identity import flat, identity_of, session_id_of
 from app.library import Library
 from app.progress import OnProgress, RateMeter
 from app.prompts import Layout, Prefix
+from app.records import SESSION_READY
 from app.settings import CHECKPOINT_EVERY_CHUNKS, ReadSettings
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ class ReadReport:
 def restore(job: Job, library: Library) -> tuple[DocCache, ReadReport] | None:
     """The session's cache from its snapshot, or None if there is none.
 
+    The checkpoint of a reading anew that was cut off goes: the snapshot is whole.
     Raises SnapshotError if there is one that cannot be trusted; the session is marked as damaged.
     """
     from engine.errors import SnapshotCorrupt, SnapshotError
@@ -129,6 +131,7 @@ def restore(job: Job, library: Library) -> tuple[DocCache, ReadReport] | None:
         library.mark_damaged(job.session_id, error.cause)
         raise
     _record_found(job, library, cache, folder)
+    _remove(library.paths.partial(job.session_id))
     return cache, ReadReport(restore_s=time.perf_counter() - started)
 
 
@@ -228,8 +231,7 @@ def read_document(
     snapshot_bytes = job.save(paths.snapshot(job.session_id), cache)
     save_s = time.perf_counter() - started
     _record_end(job, library, cache, snapshot_bytes, prefill_s=prefill_s, prefill_tok_s=rate)
-    if partial.exists():
-        shutil.rmtree(partial)
+    _remove(partial)
     quarters = tuple(meter.quarters())
     n_again = total if job.settings.read_twice else 0
     report = ReadReport(
@@ -299,6 +301,11 @@ def _save_checkpoint(job: Job, partial: Path, cache: DocCache) -> None:
 
 
 def _record_start(job: Job, library: Library) -> None:
+    """A session that is read anew stays ready: its snapshot stands until the new one is whole."""
+    record = library.find_session(job.session_id)
+    stands = library.paths.snapshot(job.session_id).is_dir()
+    if record is not None and record.state == SESSION_READY and stands:
+        return
     library.start_session(
         job.session_id,
         document=job.document.sha256,
@@ -340,6 +347,11 @@ def _record_found(job: Job, library: Library, cache: DocCache, folder: Path) -> 
     record = library.find_session(job.session_id)
     if record is None:
         _record_start(job, library)
-    if record is None or record.state != "ready":
+    if record is None or record.state != SESSION_READY:
         nbytes = sum(file.stat().st_size for file in folder.iterdir())
         _record_end(job, library, cache, nbytes)
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)

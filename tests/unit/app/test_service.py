@@ -207,6 +207,19 @@ def test_a_damaged_snapshot_is_refused_by_name_and_never_read_again_silently(
     reader.library.close()
 
 
+def test_a_session_stays_ready_while_it_is_read_anew(reader: Reader, book: Path) -> None:
+    first = reader.open(book)
+    with pytest.raises(PrefillStopped):
+        reader.open(book, reread=True, stop=StopAfter(5))
+    assert reader.library.session(first.record.id).state == "ready"
+    assert reader.paths.partial(first.record.id).is_dir()  # for another --reread
+    later = tiny_reader()
+    again = later.open(book)
+    assert again.reused and same_cache(again, first)
+    assert not reader.paths.partial(first.record.id).exists()
+    later.library.close()
+
+
 def test_a_lost_library_row_is_mended_from_the_snapshot(reader: Reader, book: Path) -> None:
     session_id = reader.open(book).record.id
     reader.library.database.get().execute("DELETE FROM sessions")
