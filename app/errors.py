@@ -5,6 +5,8 @@ AppError                cause and next_step are for the user; exit_code for the 
 |- BadPageRange         a page range outside the document
 |- NoSuchSession        no session of that name in the library
 |- SessionNotReady      known, but not read to the end or damaged
+|- SessionBusy          another program is reading it just now
+|- BadTarget            a file that cannot be written to where it was asked for
 `- PortableFileBad      a session file that cannot be imported, with the reason
 """
 
@@ -48,6 +50,18 @@ class SessionNotReady(AppError):
     """The session was not read to the end, or its snapshot is damaged."""
 
     exit_code = 1
+
+
+class SessionBusy(AppError):
+    """Another program holds the session's lock: it reads the document, or takes the session in."""
+
+    exit_code = 2
+
+
+class BadTarget(AppError):
+    """A file cannot be written under the name that was asked for."""
+
+    exit_code = 2
 
 
 class PortableFileBad(AppError):

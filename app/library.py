@@ -9,13 +9,14 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.database import ThreadDatabase
-from app.errors import NoSuchSession
+from app.errors import NoSuchSession, SessionBusy
 from app.paths import DataPaths
 from app.records import (
     ANSWER_PENDING,
@@ -138,9 +139,19 @@ class Library:
                 db.table("sessions").insert({"id": session_id, "created_at": now(), **values})
 
     def finish_session(self, session_id: str, **measured: Any) -> None:
-        """Mark a session ready and store what was measured (columns of `sessions`)."""
+        """Mark a session ready and store what was measured (columns of `sessions`).
+
+        Raises NoSuchSession if it was deleted meanwhile.
+        """
         values = {"state": SESSION_READY, "problem": "", "used_at": now(), **measured}
-        self.database.get().table("sessions").update(session_id, values)
+        db = self.database.get()
+        with db.atomic():
+            if not self._has_session(session_id):
+                raise NoSuchSession(
+                    f"Session {session_id} was deleted while its document was being read.",
+                    "Open the document again if it is still wanted.",
+                )
+            db.table("sessions").update(session_id, values)
 
     def mark_damaged(self, session_id: str, problem: str) -> None:
         """Mark a session whose snapshot was refused; `problem` names the file."""
@@ -150,8 +161,10 @@ class Library:
             )
 
     def touch_session(self, session_id: str) -> None:
-        """Record that a session was used now."""
-        self.database.get().table("sessions").update(session_id, {"used_at": now()})
+        """Record that a session was used now; one that was deleted meanwhile stays so."""
+        self.database.get().execute(
+            "UPDATE sessions SET used_at = ? WHERE id = ?", [now(), session_id]
+        )
 
     def find_session(self, session_id: str) -> SessionRecord | None:
         """The session of exactly this id, or None."""
@@ -213,26 +226,50 @@ class Library:
     def delete_session(self, session_id: str) -> None:
         """Remove a session, its snapshot and, if no other session needs it, its document.
 
-        Raises NoSuchSession.
+        The snapshot goes first: it gives a full disk the room that the rest needs.
+        Raises NoSuchSession, or SessionBusy while another program reads it.
         """
-        from engine.files import drop_lock
-
         record = self.session(session_id)
-        db = self.database.get()
-        with db.atomic():
+        with self.holding(record.id):
+            remove_folder(self.paths.snapshot(record.id))
+            remove_folder(self.paths.partial(record.id))
+            db = self.database.get()
             db.execute("DELETE FROM sessions WHERE id = ?", [record.id])
-            left = db.execute(
-                "SELECT count(*) FROM sessions WHERE document = ?", [record.document]
-            ).fetchone()[0]
-            if not left:
-                db.execute("DELETE FROM documents WHERE sha256 = ?", [record.document])
-        _remove(self.paths.snapshot(record.id))
-        _remove(self.paths.partial(record.id))
-        drop_lock(self.paths.snapshots, record.id)
-        if not left:
-            _remove(self.paths.document(record.document))
-        # The text of a deleted document must not stay readable: not in the search index, not in
-        # free pages of the file, not in the write-ahead log.
+            if not self._forget_document(record.document):
+                self._scrub()  # of the questions and answers
+
+    def holding(self, session_id: str) -> AbstractContextManager[None]:
+        """Keep other programs from reading, deleting or importing a session meanwhile.
+
+        Raises SessionBusy, after a moment, if one of them has come first.
+        """
+        from engine.files import locked
+
+        def refuse() -> None:
+            raise SessionBusy(
+                f"Session {session_id} is being read by another program.",
+                "Wait until it has ended, or stop it, and try again.",
+            )
+
+        return locked(self.paths.snapshots, session_id, on_wait=refuse)
+
+    def _forget_document(self, sha256: str) -> bool:
+        """Remove a document that no session needs, with its text; whether it was removed."""
+        db = self.database.get()
+        cursor = db.execute(
+            """DELETE FROM documents WHERE sha256 = :sha256
+                AND NOT EXISTS (SELECT 1 FROM sessions WHERE document = :sha256)""",
+            {"sha256": sha256},
+        )
+        if not cursor.rowcount:
+            return False
+        remove_folder(self.paths.document(sha256))
+        self._scrub()
+        return True
+
+    def _scrub(self) -> None:
+        """Make deleted text unreadable: in the search index, in free pages, in the log of writes."""
+        db = self.database.get()
         db.execute("INSERT INTO pages_fts(pages_fts) VALUES ('optimize')")
         db.vacuum()
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
@@ -272,9 +309,10 @@ class Library:
         return question, answer
 
     def set_answer(self, answer_id: int, text: str, state: str, details: dict[str, Any]) -> None:
-        """Store an answer, whole or as far as it came."""
-        self.database.get().table("messages").update(
-            answer_id, {"text": text, "state": state, "details": json.dumps(details)}
+        """Store an answer, whole or as far as it came; not if its session was deleted meanwhile."""
+        self.database.get().execute(
+            "UPDATE messages SET text = ?, state = ?, details = ? WHERE id = ?",
+            [text, state, json.dumps(details), answer_id],
         )
 
     def messages(self, session_id: str) -> list[MessageRecord]:
@@ -295,6 +333,7 @@ class Library:
         return cursor.lastrowid
 
 
-def _remove(path: Path) -> None:
+def remove_folder(path: Path) -> None:
+    """Remove a folder, if it is there, with all that it holds."""
     if path.exists():
         shutil.rmtree(path)

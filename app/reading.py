@@ -10,8 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app.errors import NoSuchSession
 from app.identity import flat, identity_of, session_id_of
-from app.library import Library
+from app.library import Library, remove_folder
 from app.progress import OnProgress, RateMeter
 from app.prompts import Layout, Prefix
 from app.records import SESSION_READY
@@ -131,7 +132,7 @@ def restore(job: Job, library: Library) -> tuple[DocCache, ReadReport] | None:
         library.mark_damaged(job.session_id, error.cause)
         raise
     _record_found(job, library, cache, folder)
-    _remove(library.paths.partial(job.session_id))
+    remove_folder(library.paths.partial(job.session_id))
     return cache, ReadReport(restore_s=time.perf_counter() - started)
 
 
@@ -230,8 +231,9 @@ def read_document(
     started = time.perf_counter()
     snapshot_bytes = job.save(paths.snapshot(job.session_id), cache)
     save_s = time.perf_counter() - started
-    _record_end(job, library, cache, snapshot_bytes, prefill_s=prefill_s, prefill_tok_s=rate)
-    _remove(partial)
+    measured = {"prefill_s": prefill_s, "prefill_tok_s": rate}
+    _record_end_or_clear(job, library, cache, snapshot_bytes, **measured)
+    remove_folder(partial)
     quarters = tuple(meter.quarters())
     n_again = total if job.settings.read_twice else 0
     report = ReadReport(
@@ -330,6 +332,18 @@ def _record_end(
     )
 
 
+def _record_end_or_clear(
+    job: Job, library: Library, cache: DocCache, snapshot_bytes: int, **measured: float
+) -> None:
+    """As `_record_end`; what was written of a session that was deleted meanwhile goes as well."""
+    try:
+        _record_end(job, library, cache, snapshot_bytes, **measured)
+    except NoSuchSession:
+        remove_folder(library.paths.snapshot(job.session_id))
+        remove_folder(library.paths.partial(job.session_id))
+        raise
+
+
 def _verify_imported(job: Job, library: Library, cache: DocCache) -> None:
     """A session from elsewhere must hold the text that its pages show."""
     from engine.errors import SnapshotCorrupt
@@ -350,8 +364,3 @@ def _record_found(job: Job, library: Library, cache: DocCache, folder: Path) -> 
     if record is None or record.state != SESSION_READY:
         nbytes = sum(file.stat().st_size for file in folder.iterdir())
         _record_end(job, library, cache, nbytes)
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)

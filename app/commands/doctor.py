@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import shutil
 import sqlite3
 import sys
@@ -27,6 +28,7 @@ LIBRARIES = (
 )
 OPTIONAL = {"triton", "bitsandbytes"}
 LOW_DISK_BYTES = 2 * GIB
+_CACHE_NAME = re.compile(r"[0-9a-f]+(\.partial)?(\.old)?")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -216,10 +218,24 @@ def _sessions(paths: DataPaths, problems: list[dict[str, str]]) -> dict[str, Any
                     "repair": f"Read it again: ask {record.id} --reread -q ...",
                 }
             )
+    for folder in ownerless(paths, {record.id for record in records}):
+        problems.append(
+            {
+                "what": f"The saved cache {folder} belongs to no session of the library; it holds "
+                "the tokens of a document.",
+                "repair": "Delete the folder, or open its document again to have the session back.",
+            }
+        )
     return {
         "count": len(records),
         "snapshot_bytes": sum(record.snapshot_bytes for record in records),
     }
+
+
+def ownerless(paths: DataPaths, session_ids: set[str]) -> list[Path]:
+    """Folders of snapshots and checkpoints that no session of the library has."""
+    found = [folder for folder in paths.snapshots.iterdir() if _CACHE_NAME.fullmatch(folder.name)]
+    return sorted(folder for folder in found if folder.name.partition(".")[0] not in session_ids)
 
 
 def _print_report(report: dict[str, Any]) -> None:

@@ -223,6 +223,19 @@ def test_doctor_reports_versions_device_and_repairs(
     assert all(problem["repair"] for problem in report["problems"])
 
 
+def test_doctor_names_saved_caches_that_no_session_has(
+    book: str, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, read, _ = ask(capsys, "ingest", book, "--json", *TINY)
+    owned = data_dir / "snapshots" / read["session"]
+    stray = [owned.with_name("ab" * 12), owned.with_name("cd" * 12 + ".partial")]
+    for folder in stray:
+        folder.mkdir()
+    _, report, _ = ask(capsys, "doctor", "--json")
+    said = [problem["what"] for problem in report["problems"] if "no session" in problem["what"]]
+    assert [str(folder) in what for folder, what in zip(stray, said, strict=True)] == [True, True]
+
+
 def test_doctor_prints_the_kernels_and_why(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from sqlite_utils import Database
 
-from app.errors import NoSuchSession
+from app.errors import NoSuchSession, SessionBusy
 from app.jobs import JobStore
 from app.library import Library
 from app.migrations import migrations
 from app.paths import DataPaths, data_paths
 from app.store import original_file, safe_name, stored_document, sweep
+from engine import files
 from tests.unit.app.made_documents import document_of
 
 SESSION = "ab" * 12
@@ -150,6 +151,31 @@ def test_deleting_the_last_session_takes_the_document_with_it(library: Library) 
     assert not folder.exists() and library.document(sha256) is None
     raw = b"".join(p.read_bytes() for p in library.paths.root.glob("library.db*"))
     assert b"The bird sang" not in raw
+
+
+def test_a_session_that_another_program_reads_is_not_deleted(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "SILENT_WAIT_S", 0.01)
+    sha256 = add_session(library)
+    folders = [library.paths.document(sha256), library.paths.partial(SESSION)]
+    for folder in folders:
+        folder.mkdir()
+    with files.locked(library.paths.snapshots, SESSION):
+        with pytest.raises(SessionBusy, match="is being read by another program"):
+            library.delete_session(SESSION)
+    assert library.session(SESSION) and all(folder.is_dir() for folder in folders)
+    library.delete_session(SESSION)
+    assert not library.sessions() and not any(folder.exists() for folder in folders)
+
+
+def test_what_is_used_or_answered_after_its_deletion_stays_deleted(library: Library) -> None:
+    add_session(library)
+    _, answer = library.add_question(SESSION, "Who?")
+    library.delete_session(SESSION)
+    library.touch_session(SESSION)
+    library.set_answer(answer, "The wolf.", "done", {})
+    assert library.sessions() == [] and library.messages(SESSION) == []
 
 
 def test_threads_write_at_the_same_time(library: Library) -> None:

@@ -220,6 +220,18 @@ def test_a_session_stays_ready_while_it_is_read_anew(reader: Reader, book: Path)
     later.library.close()
 
 
+def test_a_session_that_is_deleted_while_it_is_read_leaves_nothing(
+    reader: Reader, book: Path
+) -> None:
+    def forget_it(stage: str, done: int, total: int) -> None:
+        if stage == "save":
+            reader.library.database.get().execute("DELETE FROM sessions")
+
+    with pytest.raises(NoSuchSession, match="deleted while its document was being read"):
+        reader.open(book, on_progress=forget_it)
+    assert list(reader.paths.snapshots.iterdir()) == []
+
+
 def test_a_lost_library_row_is_mended_from_the_snapshot(reader: Reader, book: Path) -> None:
     session_id = reader.open(book).record.id
     reader.library.database.get().execute("DELETE FROM sessions")
