@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from engine.cache import DocCache
 from engine.errors import SnapshotCorrupt, SnapshotMismatch
 from engine.geometry import ModelGeometry
+from engine.manifest_form import SIDES, fault_of
 from engine.prefill import PrefillConfig
 from engine.quantisation import RECENT_TOKENS
 
@@ -22,7 +23,6 @@ FORMAT = "longread-snapshot"
 # 1 knew no quantised entries, 2 stored positions, scores and logits in full, 3 all floats.
 VERSION = 4
 MANIFEST_NAME = "manifest.json"
-SIDES = ("keys", "values")
 _MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 
 
@@ -70,10 +70,10 @@ def write(folder: Path, manifest: dict[str, Any]) -> Path:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Read and verify the manifest itself.
+    """Read and verify the manifest itself; one of an earlier version is returned as of this one.
 
-    Raises SnapshotCorrupt if it is missing, unreadable or altered; SnapshotMismatch if it was
-    written by another version of the format.
+    Raises SnapshotCorrupt if it is missing, unreadable, altered or of another form;
+    SnapshotMismatch if it was written by another version of the format.
     """
     path = folder / MANIFEST_NAME
     try:
@@ -82,20 +82,22 @@ def read(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SnapshotCorrupt(MANIFEST_NAME, "is missing") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise SnapshotCorrupt(MANIFEST_NAME, f"cannot be read ({error})") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise SnapshotCorrupt(MANIFEST_NAME, "is not a snapshot's manifest")
-    stated = manifest.pop("digest", None)
-    if stated != _digest(manifest):
+    if not _unsealed(manifest):
         raise SnapshotCorrupt(MANIFEST_NAME, "was altered after it was written")
-    if manifest.get("version") == 1:
+    version = manifest.get("version")
+    if type(version) is not int or not 1 <= version <= VERSION:
+        raise SnapshotMismatch("version", version, VERSION)
+    fault = fault_of(manifest, quantised=version > 1)
+    if fault is not None:
+        raise SnapshotCorrupt(MANIFEST_NAME, fault)
+    if version == 1:
         manifest = _from_version_1(manifest)
-    if manifest.get("version") in (2, 3):  # the tensors tell by their names how they are stored
-        manifest = {**manifest, "version": VERSION}
-    if manifest.get("version") != VERSION:
-        raise SnapshotMismatch("version", manifest.get("version"), VERSION)
-    return manifest
+    # The tensors of versions 2 and 3 tell by their names how they are stored.
+    return {**manifest, "version": VERSION}
 
 
 def _from_version_1(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -103,7 +105,7 @@ def _from_version_1(manifest: dict[str, Any]) -> dict[str, Any]:
     none = [[0] * (len(row) - 1) for row in manifest["offsets"]]
     quantisation = {**manifest["quantisation"], "recent_tokens": RECENT_TOKENS}
     coded = dict.fromkeys(SIDES, none)
-    return {**manifest, "version": 2, "n_coded": coded, "quantisation": quantisation}
+    return {**manifest, "n_coded": coded, "quantisation": quantisation}
 
 
 def check_fit(manifest: dict[str, Any], model: LoadedModel, expect: dict[str, Any]) -> None:
@@ -132,7 +134,7 @@ def check_shapes(manifest: dict[str, Any], geometry: ModelGeometry) -> None:
     if not sound:
         raise SnapshotCorrupt(MANIFEST_NAME, "holds impossible entry counts")
     coded = manifest["n_coded"]
-    sound = set(coded) == set(SIDES) and all(
+    sound = all(
         len(rows) == len(offsets)
         and all(
             len(row) == geometry.n_kv_heads
@@ -145,6 +147,15 @@ def check_shapes(manifest: dict[str, Any], geometry: ModelGeometry) -> None:
         raise SnapshotCorrupt(MANIFEST_NAME, "holds impossible counts of quantised entries")
     if any(b - a > manifest["n_seen"] for row in offsets for a, b in pairwise(row)):
         raise SnapshotCorrupt(MANIFEST_NAME, "holds more entries than tokens")
+
+
+def _unsealed(manifest: dict[str, Any]) -> bool:
+    """Take the digest out of a manifest; whether it was that of the rest."""
+    stated = manifest.pop("digest", None)
+    try:
+        return bool(stated == _digest(manifest))
+    except (UnicodeEncodeError, RecursionError):  # nothing that was ever written
+        return False
 
 
 def _digest(manifest: dict[str, Any]) -> str:

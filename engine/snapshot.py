@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from engine import manifest as manifests
 from engine.cache import DocCache, LayerCache
 from engine.errors import NotEnoughDisk, SnapshotCorrupt
+from engine.manifest_form import FLOATS, SIDES
 from engine.prefill import PrefillConfig
 from engine.quantisation import QuantConfig
 from engine.rows import Rows
@@ -41,9 +42,8 @@ PROBE_VOCABULARY_STEP = 16  # every so many logits are compared
 PROBE_TOLERANCE = 0.02
 _STATE_FILE = "state.safetensors"
 _FREE_BYTES_MARGIN = 64 * 1024 * 1024
-_SIDES = [[side] for side in manifests.SIDES]  # the names of a layer's floats, and packed ones
-_LOWS = [(side + LOW).split(".") for side in manifests.SIDES]
-_FLOATS = {str(dtype): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16)}
+_SIDES = [[side] for side in SIDES]  # the names of a layer's floats, and packed ones
+_LOWS = [(side + LOW).split(".") for side in SIDES]
 _SOME = slice(None, None, PROBE_VOCABULARY_STEP)
 
 
@@ -105,7 +105,7 @@ def load_snapshot(
     tensors: dict[str, Tensor] = {}
     for name, record in manifest["files"].items():
         found = _read_tensors(folder, name, record, manifest["tensors"])
-        tensors |= _unpacked(name, found, str(manifest["quantisation"]["dtype"]))
+        tensors |= _unpacked(name, found, manifest["quantisation"]["dtype"])
     cache = _rebuilt(manifest, tensors, model)
     if manifest["complete"]:
         cache.freeze()
@@ -148,7 +148,7 @@ def _unpacked(file: str, parts: dict[str, Tensor], dtype: str) -> dict[str, Tens
     """The inverse of `_packed`. Raises SnapshotCorrupt where parts do not fit together."""
     sides = [name.removesuffix(LOW) for name in parts if name.split(".")[1:] in _LOWS]
     try:
-        found = _at_once(lambda name: unpacked_floats(name, parts, _FLOATS[dtype]), sides)
+        found = _at_once(lambda name: unpacked_floats(name, parts, FLOATS[dtype]), sides)
     except (KeyError, AssertionError) as error:
         raise SnapshotCorrupt(file, f"holds parts that do not fit together ({error})") from error
     packed = {name + end for name in sides for end in (LOW, HIGH)}
@@ -165,7 +165,7 @@ def _at_once(work: Callable[[str], _Found], names: Sequence[str]) -> list[_Found
 def _layer_tensors(layer: LayerCache, *, finished: bool) -> dict[str, Tensor]:
     """A layer by its names in the file."""
     found = packed_entries(layer.positions, layer.scores, layer.offsets, finished=finished)
-    for side in manifests.SIDES:
+    for side in SIDES:
         found |= _side_tensors(side, getattr(layer, side))
     return found
 
@@ -212,9 +212,10 @@ def _probe_logits(cache: DocCache, model: LoadedModel) -> Tensor:
 
 
 def _check_probe(cache: DocCache, model: LoadedModel, tensors: dict[str, Tensor]) -> None:
-    found, stored = _probe_logits(cache, model), tensors["probe_logits"]
-    if stored.dim() != 1 or not len(stored):
+    stored = tensors.get("probe_logits")
+    if stored is None or stored.dim() != 1 or not len(stored):
         raise SnapshotCorrupt(_STATE_FILE, "holds no probe")
+    found = _probe_logits(cache, model)
     if len(stored) == model.model.lm_head.out_features:  # before version 3 all were stored
         stored = stored[_SOME]
     allowed = PROBE_TOLERANCE * float(stored.max() - stored.min())
@@ -267,7 +268,7 @@ def _read_tensors(
         raise SnapshotCorrupt(manifests.MANIFEST_NAME, f"names a file outside the snapshot: {name}")
     try:
         data = (folder / name).read_bytes()
-    except OSError:
+    except (OSError, ValueError):  # a name may hold what no file's name can
         raise SnapshotCorrupt(name, "is missing or unreadable") from None
     if len(data) != record["nbytes"]:
         raise SnapshotCorrupt(name, f"has {len(data)} bytes instead of {record['nbytes']}")
