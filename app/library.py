@@ -97,6 +97,27 @@ class Library:
             return DocumentRecord.from_row(row)
         return None
 
+    def unread_documents(self) -> list[DocumentRecord]:
+        """Documents that no session needs."""
+        rows = self.database.get().query(
+            "SELECT * FROM documents WHERE sha256 NOT IN (SELECT document FROM sessions)"
+        )
+        return [DocumentRecord.from_row(row) for row in rows]
+
+    def forget_document(self, sha256: str) -> bool:
+        """Remove a document that no session needs, with its text; whether it was removed."""
+        db = self.database.get()
+        cursor = db.execute(
+            """DELETE FROM documents WHERE sha256 = :sha256
+                AND NOT EXISTS (SELECT 1 FROM sessions WHERE document = :sha256)""",
+            {"sha256": sha256},
+        )
+        if not cursor.rowcount:
+            return False
+        remove_folder(self.paths.document(sha256))
+        self._scrub()
+        return True
+
     def search_pages(self, sha256: str, query: str, limit: int = 12) -> list[int]:
         """Page numbers that match an FTS5 query, the best first."""
         rows = self.database.get().query(
@@ -235,7 +256,7 @@ class Library:
             remove_folder(self.paths.partial(record.id))
             db = self.database.get()
             db.execute("DELETE FROM sessions WHERE id = ?", [record.id])
-            if not self._forget_document(record.document):
+            if not self.forget_document(record.document):
                 self._scrub()  # of the questions and answers
 
     def holding(self, session_id: str) -> AbstractContextManager[None]:
@@ -253,22 +274,8 @@ class Library:
 
         return locked(self.paths.snapshots, session_id, on_wait=refuse)
 
-    def _forget_document(self, sha256: str) -> bool:
-        """Remove a document that no session needs, with its text; whether it was removed."""
-        db = self.database.get()
-        cursor = db.execute(
-            """DELETE FROM documents WHERE sha256 = :sha256
-                AND NOT EXISTS (SELECT 1 FROM sessions WHERE document = :sha256)""",
-            {"sha256": sha256},
-        )
-        if not cursor.rowcount:
-            return False
-        remove_folder(self.paths.document(sha256))
-        self._scrub()
-        return True
-
     def _scrub(self) -> None:
-        """Make deleted text unreadable: in the search index, in free pages, in the log of writes."""
+        """Make deleted text unreadable: in the search index, in free pages, in the log."""
         db = self.database.get()
         db.execute("INSERT INTO pages_fts(pages_fts) VALUES ('optimize')")
         db.vacuum()

@@ -28,6 +28,7 @@ from app.records import SESSION_READY, SessionRecord
 from app.settings import ReadSettings
 from app.sharing import ThreadShare, both
 from app.store import StoredDocument, keep_document, original_file, stored_document
+from app.unread import kept_if_read
 
 if TYPE_CHECKING:
     from engine.cache import DocCache
@@ -132,19 +133,14 @@ class Reader:
                     the state so far was saved
         """
         stored = self._keep(Path(path), password, on_progress)
-        wanted = settings or self.defaults
-        job = self._job(stored.document, pages, wanted, on_progress)
-        if not reread:
-            today = job.session_id
-            job = self._as_read_before(job, wanted, on_progress)
-            if job.session_id != today:
-                self.announce(
-                    f"Used is session {job.session_id[:8]}, which read this with earlier heads, in "
-                    "other bits or with a smaller budget; --reread reads it anew."
-                )
-        session = self._session(job, reread, on_progress, on_session, stop)
-        session.parse_s = stored.parse_s
-        return session
+        with kept_if_read(self.library, stored):
+            wanted = settings or self.defaults
+            job = self._job(stored.document, pages, wanted, on_progress)
+            if not reread:
+                job = self._as_read_before_aloud(job, wanted, on_progress)
+            session = self._session(job, reread, on_progress, on_session, stop)
+            session.parse_s = stored.parse_s
+            return session
 
     def reopen(
         self,
@@ -185,8 +181,9 @@ class Reader:
         """What reading this file would cost; nothing is read. Raises what parsing raises."""
         stored = self._keep(Path(path), password, on_progress)
         wanted = settings or self.defaults
-        job = self._job(stored.document, pages, wanted, on_progress)
-        return self._plan(self._as_read_before(job, wanted, on_progress))
+        with kept_if_read(self.library, stored):
+            job = self._job(stored.document, pages, wanted, on_progress)
+            return self._plan(self._as_read_before(job, wanted, on_progress))
 
     def forget(self, session_id: str) -> None:
         """Drop a session from memory (not from the library)."""
@@ -362,6 +359,16 @@ class Reader:
             except (SnapshotError, ScorerUnavailable):
                 continue  # made of something else, or damaged
         return job
+
+    def _as_read_before_aloud(self, job: Job, wanted: ReadSettings, on_progress: OnProgress) -> Job:
+        """As `_as_read_before`; an earlier session is announced."""
+        earlier = self._as_read_before(job, wanted, on_progress)
+        if earlier.session_id != job.session_id:
+            self.announce(
+                f"Used is session {earlier.session_id[:8]}, which read this with earlier heads, in "
+                "other bits or with a smaller budget; --reread reads it anew."
+            )
+        return earlier
 
     def _with_own_budget(self, job: Job, wanted: ReadSettings, on_progress: OnProgress) -> Job:
         """The job with the model's own budget where a long document has more by default."""

@@ -27,12 +27,16 @@ _TEMPORARY = re.compile(r"\.tmp-(\d+)$|\.(\d+)\.tmp$")
 
 @dataclass(frozen=True)
 class StoredDocument:
-    """A parsed document, its original in the data directory, and the seconds parsing took."""
+    """A parsed document, its original in the data directory, and the seconds parsing took.
+
+    kept_ns  when it was kept, as its folder says; whoever opens it later changes that
+    """
 
     document: Document
     original: Path
     parse_s: float
     parsed_now: bool
+    kept_ns: int
 
 
 def keep_document(
@@ -64,7 +68,7 @@ def keep_document(
             ) from error
         known = _known(library, sha256)
         if known is not None:
-            return StoredDocument(known, original_file(paths, sha256), _since(started), False)
+            return _stored(paths, known, started, parsed_now=False)
         if on_parse is not None:
             on_parse()
         document = open_document(copy, password)
@@ -72,7 +76,7 @@ def keep_document(
         (work / PARSED_NAME).write_text(document.to_json(), encoding="utf-8")
         library.add_document(document, path.name, needs_password=needs_password)
         _publish(work, paths.document(sha256))
-        return StoredDocument(document, original_file(paths, sha256), _since(started), True)
+        return _stored(paths, document, started, parsed_now=True)
     finally:
         if work.exists():
             shutil.rmtree(work)
@@ -177,5 +181,16 @@ def _publish(work: Path, place: Path) -> None:
         os.replace(work, place)
 
 
-def _since(started: float) -> float:
-    return time.perf_counter() - started
+def _stored(
+    paths: DataPaths, document: Document, started: float, *, parsed_now: bool
+) -> StoredDocument:
+    """The document as it lies in its place; its folder remembers that it was opened now."""
+    folder = paths.document(document.sha256)
+    os.utime(folder)
+    return StoredDocument(
+        document,
+        original_file(paths, document.sha256),
+        time.perf_counter() - started,
+        parsed_now,
+        folder.stat().st_mtime_ns,
+    )

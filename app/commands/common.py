@@ -163,6 +163,7 @@ def opened_library(args: argparse.Namespace) -> Iterator[Library]:
     from app.logs import start_log
     from app.paths import data_paths
     from app.store import sweep
+    from app.unread import sweep_unread
 
     paths = data_paths(data_dir(args)).make()
     log = start_log(paths)
@@ -170,6 +171,8 @@ def opened_library(args: argparse.Namespace) -> Iterator[Library]:
     try:
         for name in sweep(paths):
             log.info("removed %s, left by a process that ended", name)
+        for name in sweep_unread(library):
+            log.info("removed document %s, which was never read", name[:12])
         yield library
     finally:
         library.close()

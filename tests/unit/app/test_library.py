@@ -161,9 +161,9 @@ def test_a_session_that_another_program_reads_is_not_deleted(
     folders = [library.paths.document(sha256), library.paths.partial(SESSION)]
     for folder in folders:
         folder.mkdir()
-    with files.locked(library.paths.snapshots, SESSION):
-        with pytest.raises(SessionBusy, match="is being read by another program"):
-            library.delete_session(SESSION)
+    busy = pytest.raises(SessionBusy, match="is being read by another program")
+    with files.locked(library.paths.snapshots, SESSION), busy:
+        library.delete_session(SESSION)
     assert library.session(SESSION) and all(folder.is_dir() for folder in folders)
     library.delete_session(SESSION)
     assert not library.sessions() and not any(folder.exists() for folder in folders)
