@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from engine import manifest as manifests
 from engine.cache import DocCache, LayerCache
-from engine.errors import NotEnoughDisk, SnapshotCorrupt
+from engine.errors import SnapshotCorrupt
+from engine.files import fsync, need_disk
 from engine.manifest_form import FLOATS, SIDES
 from engine.prefill import PrefillConfig
 from engine.quantisation import QuantConfig
@@ -63,7 +64,7 @@ def save_snapshot(
     goes_on  a frozen cache that will still be pruned by its scores, so that they stay exact
     Raises   NotEnoughDisk before anything is written
     """
-    _check_disk(folder, cache.nbytes)
+    need_disk(folder.parent, cache.nbytes + _FREE_BYTES_MARGIN, "Saving the session")
     temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -81,8 +82,8 @@ def save_snapshot(
             files=files,
             tensors=tensors,
         )
-        _sync(manifests.write(temporary, manifest))
-        _sync(temporary)
+        fsync(manifests.write(temporary, manifest))
+        fsync(temporary)
         replace_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -224,23 +225,12 @@ def _check_probe(cache: DocCache, model: LoadedModel, tensors: dict[str, Tensor]
         raise SnapshotCorrupt(_STATE_FILE, f"fails its probe (off by {worst:.3g})")
 
 
-def _check_disk(folder: Path, nbytes: int) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder.parent).free
-    needed = nbytes + _FREE_BYTES_MARGIN
-    if free < needed:
-        raise NotEnoughDisk(
-            f"Saving the session needs {needed / 2**20:.0f} MiB; {free / 2**20:.0f} MiB are free.",
-            "Free some space or delete old sessions, then start again.",
-        )
-
-
 def _write_tensors(path: Path, parts: dict[str, Tensor]) -> dict[str, Any]:
     from safetensors.torch import save
 
     data = save(parts)
     path.write_bytes(data)
-    _sync(path)
+    fsync(path)
     return {"nbytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
@@ -337,7 +327,7 @@ def replace_folder(new: Path, place: Path) -> None:
     if place.exists():
         os.rename(place, old)
     os.rename(new, place)
-    _sync(place.parent)
+    fsync(place.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -349,14 +339,3 @@ def recover_folder(place: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
         else:
             os.rename(old, place)
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or folder to the disk; Windows opens no folders, its renames are journalled."""
-    if path.is_dir() and os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

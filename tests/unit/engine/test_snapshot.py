@@ -132,7 +132,7 @@ def test_a_full_disk_is_announced_before_writing(
     cache = prefill(model, TEXT, CONFIG, KeyDiffScorer())
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(snapshot.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(NotEnoughDisk, match="MiB"):
+    with pytest.raises(NotEnoughDisk, match="Saving the session needs"):
         save_snapshot(tmp_path / "s", cache, model=model, scorer="keydiff", config=CONFIG, extra={})
     assert list(tmp_path.iterdir()) == []
 
