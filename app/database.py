@@ -37,8 +37,8 @@ class _WriteFirstDatabase(Database):
 class ThreadDatabase:
     """Opens the library's file once per thread, and closes all connections together.
 
-    WAL lets readers go on while one thread writes; foreign keys are enforced; a writer waits up to
-    BUSY_TIMEOUT_S for another process.
+    WAL lets readers go on while one thread writes; foreign keys are enforced; deleted rows are
+    overwritten; a writer waits up to BUSY_TIMEOUT_S for another process.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,6 +61,7 @@ class ThreadDatabase:
             )
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute("PRAGMA secure_delete = ON")
             db = _WriteFirstDatabase(connection, execute_plugins=False)
             with self._lock:
                 self._connections.append(connection)

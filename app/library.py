@@ -6,8 +6,10 @@ It stores and finds; it does not know models or caches. Safe to use from several
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
+import sqlite3
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -30,6 +32,8 @@ from app.records import (
 if TYPE_CHECKING:
     from ingest import Document
 
+_log = logging.getLogger("longread")
+
 _SESSION_QUERY = """
     SELECT sessions.*, documents.title, documents.file_name, documents.kind, documents.page_kind,
            documents.n_pages,
@@ -37,6 +41,12 @@ _SESSION_QUERY = """
              WHERE messages.session = sessions.id AND role = 'user') AS n_questions
       FROM sessions JOIN documents ON documents.sha256 = sessions.document
 """
+
+_SCRUB = (
+    "INSERT INTO pages_fts(pages_fts) VALUES ('optimize')",
+    "VACUUM",
+    "PRAGMA wal_checkpoint(TRUNCATE)",
+)
 
 _DERIVED_FIELDS = {"title", "file_name", "kind", "page_kind", "n_pages", "n_questions"}
 
@@ -197,7 +207,7 @@ class Library:
 
     def lookup(self, name: str) -> SessionRecord | None:
         """The session of this id, or the only one whose id begins so (at least 4 characters)."""
-        found = self.find_session(name)
+        found = self.find_session(name) if name.isascii() else None
         if found is not None or not re.fullmatch(r"[0-9a-f]{4,}", name):
             return found
         matches = [record for record in self.sessions() if record.id.startswith(name)]
@@ -275,11 +285,15 @@ class Library:
         return locked(self.paths.snapshots, session_id, on_wait=refuse)
 
     def _scrub(self) -> None:
-        """Make deleted text unreadable: in the search index, in free pages, in the log."""
-        db = self.database.get()
-        db.execute("INSERT INTO pages_fts(pages_fts) VALUES ('optimize')")
-        db.vacuum()
-        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        """Make deleted text unreadable: in the search index, in free pages, in the log.
+
+        Without the room for it, or beside another program, what fails is done at the next deletion.
+        """
+        for statement in _SCRUB:
+            try:
+                self.database.get().execute(statement).fetchall()
+            except sqlite3.OperationalError as error:
+                _log.warning("deleted, but not tidied up (%s): %s", statement, error)
 
     def last_rate(self, model: str) -> float | None:
         """Tokens per second of the latest reading by this model on this machine, or None."""

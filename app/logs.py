@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+from contextlib import suppress
 from logging.handlers import RotatingFileHandler
 
 from app.paths import DataPaths
@@ -18,7 +20,7 @@ def start_log(paths: DataPaths) -> logging.Logger:
     log.propagate = False
     stop_log()
     paths.logs.mkdir(parents=True, exist_ok=True)
-    handler = RotatingFileHandler(
+    handler = _LogFile(
         paths.logs / LOG_NAME, maxBytes=_MAX_BYTES, backupCount=3, encoding="utf-8", delay=True
     )
     handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(message)s"))
@@ -27,8 +29,18 @@ def start_log(paths: DataPaths) -> logging.Logger:
 
 
 def stop_log() -> None:
-    """Close the log file."""
+    """Close the log file; on a full disk its last lines may be lost."""
     log = logging.getLogger("longread")
     for handler in list(log.handlers):
         log.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):
+            handler.close()
+
+
+class _LogFile(RotatingFileHandler):
+    """A log that cannot be written puts no traceback of its own between the program's words."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """See Handler.handleError; an error of the file system loses the record."""
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)

@@ -169,6 +169,27 @@ def test_a_session_that_another_program_reads_is_not_deleted(
     assert not library.sessions() and not any(folder.exists() for folder in folders)
 
 
+def test_a_session_is_deleted_although_there_is_no_room_to_tidy_up(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sha256 = add_session(library)
+    library.paths.snapshot(SESSION).mkdir()
+    execute = Database.execute
+
+    def full(db: Database, sql: str, *parameters: object) -> sqlite3.Cursor:
+        if "VACUUM" in sql:
+            raise sqlite3.OperationalError("database or disk is full")
+        if sql.startswith("DELETE"):
+            assert not library.paths.snapshot(SESSION).exists()  # its room comes first
+        return execute(db, sql, *parameters)
+
+    monkeypatch.setattr(Database, "execute", full)
+    library.delete_session(SESSION)
+    assert library.sessions() == [] and library.document(sha256) is None
+    raw = b"".join(p.read_bytes() for p in library.paths.root.glob("library.db*"))
+    assert b"The bird sang" not in raw
+
+
 def test_what_is_used_or_answered_after_its_deletion_stays_deleted(library: Library) -> None:
     add_session(library)
     _, answer = library.add_question(SESSION, "Who?")
