@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 8 << 20
 DIGEST_CACHE = "digests.json"
 SILENT_WAIT_S = 1.0
+# How Rust ends the text of a full disk, on POSIX and on Windows.
+FULL_IN_RUST = ("os error 28)", "os error 112)")
 
 
 def sha256_of(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
@@ -45,8 +48,7 @@ def cached_sha256(path: Path, cache_dir: Path) -> str:
     known = read_json(store) or {}
     if key not in known:
         known[key] = sha256_of(path)
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        write_json(store, known)
+        remember(store, known)
     return str(known[key])
 
 
@@ -65,9 +67,20 @@ def write_json(path: Path, value: object) -> None:
     Two threads may write one file: each call has a name of its own, and the last one stays.
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True), encoding="utf-8")
-    fsync(temporary)
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=True), encoding="utf-8")
+        fsync(temporary)
+        os.replace(temporary, path)
+    finally:
+        with suppress(OSError):  # there only if something failed
+            temporary.unlink(missing_ok=True)
+
+
+def remember(path: Path, value: object) -> None:
+    """Write JSON that only spares work later: where nothing can be written, go on without it."""
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, value)
 
 
 def fsync(path: Path) -> None:
@@ -110,16 +123,31 @@ def need_disk(folder: Path, nbytes: int, what: str) -> None:
         )
 
 
+def is_disk_full(problem: BaseException) -> bool:
+    """Whether an error says that the disk is full; libraries in Rust say it in their text only."""
+    if isinstance(problem, OSError) and problem.errno == errno.ENOSPC:
+        return True
+    return any(end in str(problem) for end in FULL_IN_RUST)
+
+
+def disk_full(what: str) -> NotEnoughDisk:
+    """The refusal for a disk that filled up during `what`, though there was room at its start."""
+    return NotEnoughDisk(
+        f"{what} filled the disk.", "Free some space, or choose another folder with --data-dir."
+    )
+
+
 @contextmanager
 def locked(folder: Path, name: str, *, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold an inter-process lock, so that two runs do not fetch or convert one model twice.
 
-    on_wait  called once if another holds it for longer than SILENT_WAIT_S
+    on_wait  called once if another holds it for longer than SILENT_WAIT_S; what it raises ends
+             the wait
     """
     from filelock import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)
-    path = _lock_file(folder, name)
+    path = folder / f".{name}.lock"
     lock = FileLock(path)
     try:
         lock.acquire(timeout=SILENT_WAIT_S)
@@ -131,23 +159,6 @@ def locked(folder: Path, name: str, *, on_wait: Callable[[], None] | None = None
         yield
     finally:
         _release(lock, path)
-
-
-def drop_lock(folder: Path, name: str) -> None:
-    """Remove the file of a lock that a killed process left; one that somebody holds stays."""
-    from filelock import FileLock, Timeout
-
-    path = _lock_file(folder, name)
-    if not path.exists():
-        return
-    lock = FileLock(path)
-    with suppress(Timeout):
-        lock.acquire(timeout=0)
-        _release(lock, path)
-
-
-def _lock_file(folder: Path, name: str) -> Path:
-    return folder / f".{name}.lock"
 
 
 def _release(lock: BaseFileLock, path: Path) -> None:

@@ -110,24 +110,30 @@ def test_who_waits_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert said == ["waiting", "in"]
 
 
-def test_what_a_killed_process_left_is_removed_unless_somebody_holds_it(tmp_path: Path) -> None:
+def test_what_a_killed_process_left_is_taken_over_and_removed(tmp_path: Path) -> None:
     lock_file(tmp_path).touch()
-    files.drop_lock(tmp_path, NAME)
+    with files.locked(tmp_path, NAME):
+        assert somebody_holds(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    files.drop_lock(tmp_path, NAME)
-    assert list(tmp_path.iterdir()) == []
-    held, done = threading.Event(), threading.Event()
 
-    def hold() -> None:
-        with files.locked(tmp_path, NAME):
-            held.set()
-            done.wait(10)
 
-    holder = threading.Thread(target=hold)
-    holder.start()
-    assert held.wait(10)
-    files.drop_lock(tmp_path, NAME)
-    assert somebody_holds(tmp_path)
-    done.set()
-    holder.join()
+def test_who_will_not_wait_leaves_the_lock_to_its_holder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "SILENT_WAIT_S", 0.01)
+    refused = threading.Event()
+
+    def refuse() -> None:
+        raise RuntimeError
+
+    def come_second() -> None:
+        with pytest.raises(RuntimeError), files.locked(tmp_path, NAME, on_wait=refuse):
+            raise AssertionError("the lock was held")
+        refused.set()
+
+    with files.locked(tmp_path, NAME):
+        second = threading.Thread(target=come_second)
+        second.start()
+        second.join()
+        assert refused.is_set() and somebody_holds(tmp_path)
     assert list(tmp_path.iterdir()) == []
