@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sqlite_utils import Database
@@ -38,7 +38,8 @@ class ThreadDatabase:
     """Opens the library's file once per thread, and closes all connections together.
 
     WAL lets readers go on while one thread writes; foreign keys are enforced; deleted rows are
-    overwritten; a writer waits up to BUSY_TIMEOUT_S for another process.
+    overwritten; a writer waits up to BUSY_TIMEOUT_S for another process. Only the owner may read
+    the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,9 +48,18 @@ class ThreadDatabase:
         self._lock = threading.Lock()
         self._connections: list[sqlite3.Connection] = []
         path.parent.mkdir(parents=True, exist_ok=True)
+        _make_private(path)
         db = self.get()
-        db.enable_wal()
-        migrations.apply(db)
+        if db.journal_mode != "wal" or migrations.pending(db):
+            self._prepare(db)
+
+    def _prepare(self, db: Database) -> None:
+        """Bring the schema up to date, in one program at a time."""
+        from engine.files import locked
+
+        with locked(self.path.parent, self.path.name):
+            db.enable_wal()
+            migrations.apply(db)
 
     def get(self) -> Database:
         """The calling thread's connection."""
@@ -75,3 +85,12 @@ class ThreadDatabase:
                 connection.close()
             self._connections.clear()
         self._local = threading.local()
+
+
+def _make_private(path: Path) -> None:
+    """Keep the file from other users; SQLite gives its permissions to those it lays beside it."""
+    if not path.exists():
+        path.touch(mode=0o600)
+    else:
+        with suppress(PermissionError):  # it is somebody else's, who lets us use it
+            path.chmod(0o600)

@@ -50,7 +50,7 @@ class DataPaths:
         return self.snapshots / f"{session_id}.partial"
 
     def make(self) -> DataPaths:
-        """Create the folders (readable by their owner only) and return self."""
+        """Create the folders (new ones readable by their owner only) and return self."""
         for folder in (self.root, self.documents, self.snapshots, self.logs):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.models.mkdir(parents=True, exist_ok=True)

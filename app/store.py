@@ -116,7 +116,11 @@ def sweep(paths: DataPaths) -> list[str]:
             match = _TEMPORARY.search(entry.name)
             if match is None or psutil.pid_exists(int(match.group(1) or match.group(2))):
                 continue
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            # Another program may be sweeping at the same time.
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
             removed.append(entry.name)
     return removed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from pathlib import Path
@@ -81,6 +82,41 @@ def test_every_step_is_recorded_once_and_a_second_start_changes_nothing(data_dir
     assert names == sorted(names) and len(names) == 4 and not migrations.pending(db)
     assert db.journal_mode == "wal"
     library.close()
+
+
+def test_programs_that_start_together_make_one_library(tmp_path: Path) -> None:
+    failures: list[BaseException] = []
+    together = threading.Barrier(6)
+
+    def start(folder: Path) -> None:
+        together.wait()
+        try:
+            Library(DataPaths(folder, tmp_path / "models")).close()
+        except (sqlite3.Error, OSError) as error:
+            failures.append(error)
+
+    for n in range(5):
+        threads = [threading.Thread(target=start, args=(tmp_path / str(n),)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+    assert not list(tmp_path.rglob("*.lock"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
+def test_only_the_owner_may_read_the_library(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    for folder in (tmp_path / "new", tmp_path):
+        folder.mkdir(exist_ok=True)
+        if folder == tmp_path:
+            (folder / "library.db").touch(mode=0o644)  # of an earlier version
+        library = Library(DataPaths(folder, tmp_path / "models"))
+        add_session(library)
+        files = list(folder.glob("library.db*"))
+        assert len(files) == 3 and {file.stat().st_mode & 0o777 for file in files} == {0o600}
+        library.close()
 
 
 def test_foreign_keys_are_enforced(library: Library) -> None:
@@ -254,8 +290,6 @@ def test_jobs_of_a_dead_program_are_interrupted_and_ours_are_not(library: Librar
 
 
 def test_leftovers_of_dead_processes_are_swept_and_living_ones_left(library: Library) -> None:
-    import os
-
     paths = library.paths
     dead, alive = paths.snapshots / "x.tmp-999999", paths.snapshots / f"y.tmp-{os.getpid()}"
     kept = paths.snapshots / SESSION
@@ -264,6 +298,24 @@ def test_leftovers_of_dead_processes_are_swept_and_living_ones_left(library: Lib
     (paths.root / "formats.json.999999.tmp").write_text("{")
     assert sorted(sweep(paths)) == ["formats.json.999999.tmp", "x.tmp-999999"]
     assert alive.exists() and kept.exists() and not dead.exists()
+
+
+def test_two_sweeps_do_not_stumble_over_each_other(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program removes each leftover between our look and our own removal."""
+    paths = library.paths
+    folder, file = paths.snapshots / "x.tmp-999999", paths.root / "x.999999.tmp"
+    folder.mkdir()
+    file.touch()
+
+    def swept_elsewhere(pid: int) -> bool:
+        folder.rmdir() if folder.exists() else file.unlink(missing_ok=True)
+        return False
+
+    monkeypatch.setattr("psutil.pid_exists", swept_elsewhere)
+    sweep(paths)
+    assert not folder.exists() and not file.exists()
 
 
 def test_a_document_that_is_gone_is_reported_as_such(library: Library) -> None:
