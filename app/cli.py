@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 
@@ -60,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    _print_anything()
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     args = parser.parse_args(arguments)
@@ -68,13 +70,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _guarded(args)
 
 
+def _print_anything() -> None:
+    """Names that are no text, and letters that a terminal lacks, are printed as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _guarded(args: argparse.Namespace) -> int:
     """Run the command; known errors become messages, others go to the log with their traceback."""
-    from app.logs import start_log, stop_log
-    from app.messages import EXIT_FAULT, EXIT_INTERRUPTED, FAULT, explain
-    from app.paths import data_paths
+    from app.logs import stop_log
+    from app.messages import EXIT_FAULT, EXIT_INTERRUPTED
 
-    paths = data_paths(data_dir(args))
     try:
         code: int = args.run(args)
         return code
@@ -88,17 +95,35 @@ def _guarded(args: argparse.Namespace) -> int:
         sys.stdout = None
         return EXIT_FAULT
     except Exception as error:  # noqa: BLE001 - the top of the program: reported, never swallowed
-        message = explain(error)
-        if message is None or message.exit_code == EXIT_FAULT:
-            try:
-                start_log(paths).error("command %s failed", args.command, exc_info=error)
-            except OSError as unwritable:
-                print(f"The log cannot be written: {unwritable}", file=sys.stderr)
-        message = message or FAULT
-        print(f"longread: {message}", file=sys.stderr)
-        if message is FAULT:
-            print(f"  {type(error).__name__}: {error}", file=sys.stderr)
-            print(f"  {paths.logs / 'longread.log'}", file=sys.stderr)
-        return message.exit_code
+        return _reported(error, args)
     finally:
         stop_log()
+
+
+def _reported(error: Exception, args: argparse.Namespace) -> int:
+    """Say what went wrong, and write what we may be to blame for into the log; the exit code."""
+    from app.messages import EXIT_FAULT, FAULT, explain
+
+    message = explain(error) or FAULT
+    print(f"longread: {message}", file=sys.stderr)
+    if message is FAULT:
+        print(f"  {type(error).__name__}: {error}", file=sys.stderr)
+    if message.exit_code == EXIT_FAULT or isinstance(error, OSError):
+        _log(error, args, aloud=message is FAULT)
+    return message.exit_code
+
+
+def _log(error: Exception, args: argparse.Namespace, *, aloud: bool) -> None:
+    """The traceback into the data directory's log, whose place is said if `aloud`."""
+    from app.errors import AppError
+    from app.logs import LOG_NAME, start_log
+    from app.paths import data_paths
+
+    try:
+        paths = data_paths(data_dir(args))
+        start_log(paths).error("command %s failed", args.command, exc_info=error)
+    except (OSError, AppError) as unwritable:
+        print(f"The log cannot be written: {unwritable}", file=sys.stderr)
+        return
+    if aloud:
+        print(f"  {paths.logs / LOG_NAME}", file=sys.stderr)

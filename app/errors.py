@@ -7,7 +7,10 @@ AppError                cause and next_step are for the user; exit_code for the 
 |- SessionNotReady      known, but not read to the end or damaged
 |- SessionBusy          another program is reading it just now
 |- BadTarget            a file that cannot be written to where it was asked for
-`- PortableFileBad      a session file that cannot be imported, with the reason
+|- PortableFileBad      a session file that cannot be imported, with the reason
+|- DataDirUnusable      the folder for everything cannot be made or found
+|- PortUnavailable      the desk cannot listen where it was told to
+`- DeskRunning          another process serves this data directory
 """
 
 from __future__ import annotations
@@ -68,3 +71,28 @@ class PortableFileBad(AppError):
     """A portable session file is damaged, hostile or of another version."""
 
     exit_code = 3
+
+
+class DataDirUnusable(AppError):
+    """The data directory, or that of the models, cannot be made or found."""
+
+    exit_code = 2
+
+
+class PortUnavailable(AppError):
+    """The port is taken, or not ours to take."""
+
+    exit_code = 2
+
+
+class DeskRunning(AppError):
+    """Another process serves this data directory; `url` opens it, if it could be asked."""
+
+    exit_code = 2
+
+    def __init__(self, url: str | None) -> None:
+        super().__init__(
+            "Another desk holds this data directory, and does not answer.",
+            "End that program, or choose another folder with --data-dir.",
+        )
+        self.url = url

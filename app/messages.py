@@ -7,14 +7,16 @@ were raised without any. A test proves that every class of the error trees has i
 from __future__ import annotations
 
 import errno
+import os
+import sqlite3
 from dataclasses import dataclass
 
 from app.errors import AppError
+from app.paths import NO_ROOM
 from engine import errors as engine
 from heads.questions import errors as questions
 from ingest import errors as ingest
 
-EXIT_DONE = 0
 EXIT_FAULT = 1
 EXIT_ARGUMENTS = 2
 EXIT_DOCUMENT = 3
@@ -175,21 +177,40 @@ _TABLE: dict[type[Exception], Message] = {
     ),
 }
 
+LIBRARY_REPAIR = "Move the file away; documents can be read again."
+_NO_ROOM = Message("The disk is full.", _TABLE[engine.NotEnoughDisk].next_step, EXIT_ROOM)
+# What SQLite says, beside the names of its own that it has for it.
+_DISK_ENDED = ("database or disk is full", "disk I/O error")
+_LIBRARY_DAMAGED = (
+    "file is not a database",
+    "database disk image is malformed",
+    "unable to open database file",
+    "attempt to write a readonly database",
+    "malformed database schema",
+)
+# Errors of the system that another name, folder or permission would not have met.
+_NAMED_WRONGLY = {
+    errno.ENOENT,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EINVAL,
+    errno.ENXIO,
+}
+
 # The lower rooms do not know our commands; here the next step is always ours.
 _OUR_NEXT_STEP = (engine.SnapshotError, ingest.PasswordRequired)
-
-
-def is_mapped(kind: type[Exception]) -> bool:
-    """Whether an error class has a row of its own."""
-    return kind in _TABLE
 
 
 def explain(error: BaseException) -> Message | None:
     """The message of a known error; None for one that is our own fault and belongs in the log."""
     if isinstance(error, AppError):
         return Message(error.cause, error.next_step, error.exit_code)
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return Message("The disk is full.", _TABLE[engine.NotEnoughDisk].next_step, EXIT_ROOM)
     if isinstance(error, MemoryError) or _is_torch_out_of_memory(error):
         return _TABLE[engine.NotEnoughMemory]
     if isinstance(error, KeyboardInterrupt):
@@ -201,6 +222,40 @@ def explain(error: BaseException) -> Message | None:
                 ours = isinstance(error, _OUR_NEXT_STEP)
                 next_step = row.next_step if ours else error.next_step or row.next_step
                 return Message(error.cause or row.cause, next_step, row.exit_code)
+    if isinstance(error, OSError):
+        return _explain_system(error)
+    if isinstance(error, sqlite3.DatabaseError):
+        return _explain_library(error)
+    return None
+
+
+def _explain_system(error: OSError) -> Message | None:
+    """What the system refused: no room, or a file or folder that is named in the sentence."""
+    if error.errno in NO_ROOM:
+        return _NO_ROOM
+    if not isinstance(error.filename, str | bytes):
+        return None
+    named_wrongly = error.errno in _NAMED_WRONGLY
+    return Message(
+        f"{os.fsdecode(error.filename)} cannot be used: {str(error.strerror).lower()}.",
+        "Check its name, its folder and who may use it.",
+        EXIT_ARGUMENTS if named_wrongly else EXIT_FAULT,
+    )
+
+
+def _explain_library(error: sqlite3.DatabaseError) -> Message | None:
+    """What SQLite refused of the library; None for a statement of ours that is wrong."""
+    said = str(error)
+    if any(words in said for words in _DISK_ENDED):
+        return _NO_ROOM
+    if any(words in said for words in _LIBRARY_DAMAGED):
+        return Message(
+            f"The library, library.db in the data directory, cannot be read ({said}).",
+            LIBRARY_REPAIR,
+            EXIT_FAULT,
+        )
+    if "locked" in said:
+        return Message("Another program holds the library.", "Try again in a moment.", EXIT_FAULT)
     return None
 
 

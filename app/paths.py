@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.errors import DataDirUnusable
+
 DATA_ENV = "LONGREAD_DATA"
 MODELS_ENV = "LONGREAD_MODELS"
+# What the system says where a disk, or a person's share of it, is full.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -50,10 +55,13 @@ class DataPaths:
         return self.snapshots / f"{session_id}.partial"
 
     def make(self) -> DataPaths:
-        """Create the folders (new ones readable by their owner only) and return self."""
+        """Create the folders (new ones readable by their owner only) and return self.
+
+        Raises DataDirUnusable, or OSError where the disk is full.
+        """
         for folder in (self.root, self.documents, self.snapshots, self.logs):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.models.mkdir(parents=True, exist_ok=True)
+            _make(folder, mode=0o700)
+        _make(self.models)
         return self
 
 
@@ -61,13 +69,38 @@ def data_paths(data_dir: str | Path | None = None) -> DataPaths:
     """Resolve the data directory: the argument, else LONGREAD_DATA, else the user's data folder.
 
     Model files lie in `models/` below it, or wherever LONGREAD_MODELS says, so that several data
-    directories can share one set of weights.
+    directories can share one set of weights. Raises DataDirUnusable for the home of nobody.
     """
     chosen = data_dir or os.environ.get(DATA_ENV)
     if not chosen:
         import platformdirs
 
         chosen = platformdirs.user_data_dir("Longread", appauthor=False)
-    root = Path(chosen).expanduser().absolute()
+    root = _absolute(Path(chosen))
     models = os.environ.get(MODELS_ENV)
-    return DataPaths(root, Path(models).expanduser().absolute() if models else root / "models")
+    return DataPaths(root, _absolute(Path(models)) if models else root / "models")
+
+
+def _absolute(folder: Path) -> Path:
+    try:
+        return folder.expanduser().absolute()
+    except RuntimeError as error:
+        raise _unusable(folder, "there is no such user") from error
+
+
+def _make(folder: Path, mode: int = 0o777) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=mode)
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise
+        reason = "it is a file" if folder.is_file() else str(error.strerror).lower()
+        raise _unusable(folder, reason) from error
+
+
+def _unusable(folder: Path, reason: str) -> DataDirUnusable:
+    return DataDirUnusable(
+        f"The folder {folder} cannot be used: {reason}.",
+        f"Choose another with --data-dir (or {DATA_ENV}; models lie in {MODELS_ENV}, if that is "
+        "set).",
+    )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from app.library import Library
-from app.paths import DataPaths
+from app.paths import NO_ROOM, DataPaths
 
 if TYPE_CHECKING:
     from ingest import Document
@@ -62,7 +62,9 @@ def keep_document(
         try:
             need_disk(paths.documents, 2 * path.stat().st_size, "Keeping the document")
             sha256, copy = _copy(path, work)
-        except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                raise
             raise DocumentMissing(
                 f"{path} cannot be opened: {error.strerror}.", "Check its name and folder."
             ) from error
@@ -74,7 +76,7 @@ def keep_document(
         document = open_document(copy, password)
         needs_password = password is not None and _needs_password(copy)
         (work / PARSED_NAME).write_text(document.to_json(), encoding="utf-8")
-        library.add_document(document, path.name, needs_password=needs_password)
+        library.add_document(document, _shown_name(path), needs_password=needs_password)
         _publish(work, paths.document(sha256))
         return _stored(paths, document, started, parsed_now=True)
     finally:
@@ -130,6 +132,11 @@ def safe_name(name: str) -> str:
     path = PurePosixPath(name.replace("\\", "/"))
     clean = re.sub(r"[^\w\-. ()]", "_", path.stem).strip(" .")[:100] or "document"
     return clean + re.sub(r"[^\w.]", "", path.suffix)[:16]
+
+
+def _shown_name(path: Path) -> str:
+    """The file's name as text; bytes of it that are none become question marks."""
+    return path.name.encode("utf-8", "replace").decode()
 
 
 def _known(library: Library, sha256: str) -> Document | None:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.commands.common import add_json, data_dir, print_json
-from app.errors import AppError
+from app.errors import AppError, DataDirUnusable
+from app.messages import LIBRARY_REPAIR
 
 if TYPE_CHECKING:
     from app.paths import DataPaths
@@ -145,7 +146,11 @@ def _models(paths: DataPaths, problems: list[dict[str, str]]) -> list[dict[str, 
     from engine.registry import default_model, known_models
     from engine.sources import state
 
-    rows = [{"name": spec.name, "state": state(spec, paths.models)} for spec in known_models()]
+    there = paths.models.is_dir()
+    rows = [
+        {"name": spec.name, "state": state(spec, paths.models) if there else "absent"}
+        for spec in known_models()
+    ]
     default = default_model()
     if all(row["state"] == "absent" for row in rows if row["name"] == default):
         problems.append(
@@ -164,13 +169,11 @@ def _data(paths: DataPaths, problems: list[dict[str, str]]) -> dict[str, Any]:
         probe = paths.root / f".probe-{os.getpid()}"
         probe.write_bytes(b"x")
         probe.unlink()
-    except OSError as error:
-        problems.append(
-            {
-                "what": f"The data directory {paths.root} cannot be written ({error.strerror}).",
-                "repair": "Choose another with --data-dir.",
-            }
-        )
+    except (OSError, DataDirUnusable) as error:
+        what = f"The data directory {paths.root} cannot be written ({error})."
+        if isinstance(error, DataDirUnusable):
+            what = error.cause
+        problems.append({"what": what, "repair": "Choose another with --data-dir."})
         return values
     free = shutil.disk_usage(paths.root).free
     values["free_disk_bytes"] = free
@@ -197,7 +200,7 @@ def _sessions(paths: DataPaths, problems: list[dict[str, str]]) -> dict[str, Any
         problems.append(
             {
                 "what": f"The library {paths.database} cannot be read ({error}).",
-                "repair": "Move the file away; documents can be read again.",
+                "repair": LIBRARY_REPAIR,
             }
         )
         return {}

@@ -19,12 +19,14 @@ from app.desk.guard import TOKEN_PARAMETER, Guard
 from app.desk.instance import DeskLock, running_desk
 from app.desk.port import DeskWorker
 from app.desk.uploads import Uploads
+from app.errors import DeskRunning, PortUnavailable
+from ingest.limits import ParseLimits
 
 if TYPE_CHECKING:
     import uvicorn
 
 HOST = "127.0.0.1"
-MAX_UPLOAD_BYTES = 1 << 30
+MAX_UPLOAD_BYTES = ParseLimits().max_file_bytes
 SHUTDOWN_WAIT_S = 2
 # Settings of Gradio that a shell may carry and that would open or slow the desk.
 CLEARED = (
@@ -44,14 +46,6 @@ CLEARED = (
 NO_PROXY_HOSTS = "localhost,127.0.0.1,::1"
 
 
-class DeskRunning(Exception):
-    """Another process serves this data directory; `url` opens it, if it could be asked."""
-
-    def __init__(self, url: str | None) -> None:
-        super().__init__("the desk is already running")
-        self.url = url
-
-
 def set_environment(data_dir: Path) -> None:
     """What must hold before Gradio is imported: no telemetry, no proxy, uploads in our folder."""
     for name in CLEARED:
@@ -66,16 +60,19 @@ def set_environment(data_dir: Path) -> None:
 
 
 def bind(port: int = 0) -> socket.socket:
-    """A listening socket on 127.0.0.1; port 0 takes any free one. Raises OSError."""
+    """A listening socket on 127.0.0.1; port 0 takes any free one. Raises PortUnavailable."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     if sys.platform != "win32":  # there it would let a second program take the port over
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((HOST, port))
         listener.listen(128)
-    except OSError:
+    except OSError as error:
         listener.close()
-        raise
+        raise PortUnavailable(
+            f"Port {port} of {HOST} cannot be had: {str(error.strerror).lower()}.",
+            "Choose another with --port, or leave it out and any free one is taken.",
+        ) from error
     return listener
 
 
@@ -93,7 +90,7 @@ class Desk:
             raise DeskRunning(running_desk(data_dir))
         try:
             self._socket = bind(port)
-        except OSError:
+        except PortUnavailable:
             self._lock.release()
             raise
         self.port: int = self._socket.getsockname()[1]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import sqlite3
 from collections.abc import Iterator
 
 import pytest
 
 from app import errors as app_errors
 from app import messages
-from app.messages import Message, explain, is_mapped
+from app.messages import Message, explain
 from engine import errors as engine_errors
 from heads.questions import errors as questions_errors
 from ingest import errors as ingest_errors
@@ -31,7 +32,7 @@ ALL = [
 
 @pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
 def test_every_class_of_the_trees_has_its_own_row(kind: type[Exception]) -> None:
-    assert is_mapped(kind)
+    assert kind in messages._TABLE
 
 
 @pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
@@ -63,6 +64,16 @@ def test_the_trees_are_not_empty() -> None:
         (app_errors.NoSuchSession("There is no session 'x'.", ""), 2),
         (OSError(errno.ENOSPC, "No space left on device"), 5),
         (MemoryError(), 5),
+        (PermissionError(errno.EACCES, "Permission denied", "/etc/shadow"), 2),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", b"/tmp"), 2),
+        (OSError(errno.EIO, "Input/output error", "/mnt/old/x.pdf"), 1),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "x"), 5),
+        (sqlite3.OperationalError("database or disk is full"), 5),
+        (sqlite3.OperationalError("disk I/O error"), 5),
+        (sqlite3.DatabaseError("file is not a database"), 1),
+        (sqlite3.OperationalError("unable to open database file"), 1),
+        (sqlite3.OperationalError("database is locked"), 1),
+        (app_errors.DeskRunning(None), 2),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 5),
         (KeyboardInterrupt(), 130),
     ],
@@ -89,7 +100,26 @@ def test_a_locked_document_names_the_flag() -> None:
     assert message is not None and str(message) == "It is encrypted. Give it with --password."
 
 
-@pytest.mark.parametrize("error", [ValueError("x"), OSError(errno.EIO, "x"), RuntimeError("x")])
+def test_the_file_that_the_system_refused_is_named() -> None:
+    message = explain(OSError(errno.ENAMETOOLONG, "File name too long", "/home/x" * 9))
+    assert message is not None and "/home/x/home" in str(message) and "too long" in str(message)
+
+
+def test_a_damaged_library_is_explained_as_doctor_explains_it() -> None:
+    message = explain(sqlite3.DatabaseError("file is not a database"))
+    assert message is not None and message.next_step == messages.LIBRARY_REPAIR
+    assert "library.db" in message.cause
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("x"),
+        OSError(errno.EIO, "x"),
+        RuntimeError("x"),
+        sqlite3.OperationalError("no such column: x"),
+    ],
+)
 def test_our_own_faults_are_not_explained_away(error: Exception) -> None:
     assert explain(error) is None
     assert messages.FAULT.exit_code == 1
