@@ -4,38 +4,42 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from app.commands.arguments import filled, question, seed
 from app.commands.common import (
     ANSWER_WEIGHTS,
     CommandFailed,
     StopSwitch,
     add_json,
     add_read_settings,
+    describe_session,
+    for_each_file,
     make_reader,
     opened_library,
     print_json,
-    say,
 )
 
 if TYPE_CHECKING:
     from app.answers import Answer
     from app.progress import ProgressLine
     from app.service import OpenSession, Reader
+    from engine.generate import Sampling
 
 NAME = "ask"
 HELP = "answer questions about documents; each is read once, and reopened from then on"
 
-SHOWN_WARNINGS = 8
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
-    parser.add_argument("files", nargs="+", metavar="FILE", help="a document, or a session's id")
+    parser.add_argument(
+        "files", nargs="+", type=filled, metavar="FILE", help="a document, or a session's id"
+    )
     parser.add_argument(
         "-q",
         "--question",
         action="append",
+        type=question,
         required=True,
         metavar="QUESTION",
         dest="questions",
@@ -55,18 +59,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what answers are computed with; reading uses --weights. On a card: stock, same, "
         "captured (same, a token one CUDA graph), nf4",
     )
-    group.add_argument("--seed", type=int, help="makes a drawn answer repeatable")
+    group.add_argument("--seed", type=seed, help="makes a drawn answer repeatable")
 
 
 def run(args: argparse.Namespace) -> int:
     """Answer every question on every document, one document after the other."""
-    from app.messages import EXIT_ARGUMENTS
     from app.progress import ProgressLine
     from engine.generate import Sampling
 
-    if not all(question.strip() for question in args.questions):
-        say("longread: a question is empty.")
-        return EXIT_ARGUMENTS
     sampling = Sampling(
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
@@ -82,31 +82,11 @@ def run(args: argparse.Namespace) -> int:
         )
 
 
-def for_each_file(files: list[str], work: Any) -> int:
-    """Do the work for every file; one that fails does not keep the others from being done.
-
-    Returns the exit code of the first failure, else 0. A lone file's error is simply raised.
-    """
-    from app.messages import EXIT_FAULT, EXIT_INTERRUPTED, explain
-
-    code = 0
-    for file in files:
-        try:
-            work(file)
-        except Exception as error:
-            message = explain(error)
-            if len(files) == 1 or message is None or message.exit_code == EXIT_INTERRUPTED:
-                raise
-            say(f"longread: {file}: {message}")
-            code = code or message.exit_code or EXIT_FAULT
-    return code
-
-
 def open_any(
     reader: Reader, name: str, args: argparse.Namespace, progress: ProgressLine, stop: StopSwitch
 ) -> OpenSession:
     """The session of a file, or, if there is no such file, of a session id."""
-    if not Path(name).exists():
+    if not _is_there(name):
         record = reader.library.lookup(name)
         if record is not None:
             return reader.reopen(record.id, reread=args.reread, on_progress=progress, stop=stop)
@@ -120,15 +100,22 @@ def open_any(
     )
 
 
+def _is_there(name: str) -> bool:
+    """Whether a file has this name; one that is too long for a file has not."""
+    try:
+        return Path(name).exists()
+    except OSError:
+        return False
+
+
 def _ask_one(
     reader: Reader,
     file: str,
     args: argparse.Namespace,
-    sampling: Any,
+    sampling: Sampling,
     progress: ProgressLine,
     stop: StopSwitch,
 ) -> None:
-    from app.conversation import answer_stored
     from app.messages import EXIT_INTERRUPTED
     from app.reports import ask_report
 
@@ -136,44 +123,37 @@ def _ask_one(
     progress.end()
     describe_session(session)
     answers: list[Answer] = []
-    for question in args.questions:
-        if not args.json:
-            print(f"\n> {question}\n", flush=True)
-        ids = reader.library.add_question(session.record.id, question)
-        on_text = None if args.json else _print_piece
-        answer = answer_stored(
-            reader.library, reader, session, question, ids, sampling, on_text=on_text, stop=stop
-        )
-        answers.append(answer)
-        if not args.json:
-            _print_sources(answer, session)
-        if answer.finish == "stop":
-            raise CommandFailed(EXIT_INTERRUPTED)
-    if args.json:
-        print_json(ask_report(session, answers), lines=len(args.files) > 1)
+    try:
+        for text in args.questions:
+            answers.append(_answer(reader, session, text, args, sampling, stop))
+            if answers[-1].finish == "stop":
+                raise CommandFailed(EXIT_INTERRUPTED)
+    finally:
+        if args.json and answers:  # those before a failure took their time, too
+            print_json(ask_report(session, answers), lines=len(args.files) > 1)
 
 
-def describe_session(session: OpenSession) -> None:
-    """Say on stderr what was opened, and how."""
-    report, record = session.report, session.record
-    how = (
-        f"opened from disk in {report.restore_s:.2f} s"
-        if session.reused
-        else f"read in {report.prefill_s:.1f} s ({report.prefill_tok_s:.0f} tok/s)"
+def _answer(
+    reader: Reader,
+    session: OpenSession,
+    text: str,
+    args: argparse.Namespace,
+    sampling: Sampling,
+    stop: StopSwitch,
+) -> Answer:
+    """Ask one question; without --json it and its answer are printed as they come."""
+    from app.conversation import answer_stored
+
+    if not args.json:
+        print(f"\n> {text}\n", flush=True)
+    ids = reader.library.add_question(session.record.id, text)
+    on_text = None if args.json else _print_piece
+    answer = answer_stored(
+        reader.library, reader, session, text, ids, sampling, on_text=on_text, stop=stop
     )
-    if report.second_tokens:
-        how += f" and a second time in {report.second_s:.1f} s"
-    say(
-        f"{session.document.title}: {record.n_tokens} tokens, {how}; "
-        f"{session.cache.kept_fraction:.1%} of the cache kept, "
-        f"{session.cache.nbytes / 2**20:.1f} MiB; session {record.id}"
-    )
-    warnings = session.document.warnings
-    for warning in warnings[:SHOWN_WARNINGS]:
-        page = f" (page {warning.page})" if warning.page else ""
-        say(f"note: {warning.message}{page}")
-    if len(warnings) > SHOWN_WARNINGS:
-        say(f"note: and {len(warnings) - SHOWN_WARNINGS} more, see --json")
+    if not args.json:
+        _print_sources(answer, session)
+    return answer
 
 
 def _print_piece(text: str) -> None:

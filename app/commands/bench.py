@@ -6,12 +6,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app.commands.arguments import a_path, filled, new_file, positive, readable
 from app.commands.common import (
     ANSWER_WEIGHTS,
     WEIGHTS,
     add_json,
+    add_model,
     data_dir,
-    positive,
     print_json,
     say,
 )
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("benchmark", choices=BENCHMARKS, help="what to measure")
     add_json(parser)
-    parser.add_argument("--model", metavar="NAME", help="model name, hub id, folder or GGUF file")
+    add_model(parser)
     parser.add_argument("--weights", choices=WEIGHTS, default="auto", help="number format")
     group = parser.add_argument_group("how to measure")
     group.add_argument("--threads", type=positive, metavar="N", help="threads to compute with")
@@ -61,20 +62,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--kv-bits",
+        type=filled,
         metavar="BITS",
         help="bits of kept keys and values: 16, 8, k8v4, k4v4 (default: k8v4, as documents are "
         "read; for peers 16, whose cache is stored in k8v4 besides)",
     )
-    group.add_argument("--scorer", metavar="NAME", help="what decides which entries stay")
     group.add_argument(
-        "--text", type=Path, metavar="FILE", help="text to read (default: made on the spot)"
+        "--scorer", type=readable, metavar="NAME", help="what decides which entries stay"
+    )
+    group.add_argument(
+        "--text", type=a_path, metavar="FILE", help="text to read (default: made on the spot)"
     )
     group.add_argument(
         "--rival-python",
+        type=filled,
         metavar="PATH",
         help="peers: the Python that has llama-cpp-python (or LONGREAD_LLAMA_PYTHON)",
     )
-    group.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw the figures there")
+    group.add_argument("--plot", type=new_file, metavar="FILE.svg", help="draw the figures there")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -88,11 +93,11 @@ def run(args: argparse.Namespace) -> int:
         report = benchmark.measure(Bench(_request(args, benchmark), progress))
     finally:
         progress.end()
-    if args.plot is not None:
-        _draw(args.plot, benchmark, report)
     if not args.json:
         _print_table(benchmark, report)
     print_json(report, lines=True)
+    if args.plot is not None:
+        _draw(args.plot, benchmark, report)
     return 0
 
 

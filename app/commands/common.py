@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from app.commands.arguments import budget, filled, page_range, positive, readable
 from app.settings import ReadSettings
 
 if TYPE_CHECKING:
     from app.library import Library
     from app.progress import ProgressLine
-    from app.service import Reader
+    from app.service import OpenSession, Reader
 
 # The engine has the last word on these names; here they are for --help, without importing it.
 WEIGHTS = ("auto", "fp32", "bf16", "int8", "nf4")
 ANSWER_WEIGHTS = ("auto", "stock", "same", "captured", "fp16", "int8", "int4", "nf4")
 ALLOCATIONS = ("uniform", "per_layer", "global", "profile")
+SHOWN_WARNINGS = 8
 POSITIONS = ("auto", "original", "compact")
 
 
@@ -38,10 +39,18 @@ def add_data_dir(parser: argparse.ArgumentParser) -> None:
     """--data-dir, accepted before and after the command's name."""
     parser.add_argument(
         "--data-dir",
+        type=filled,
         metavar="FOLDER",
         default=argparse.SUPPRESS,
         help="where documents, sessions and models are kept (or LONGREAD_DATA; "
         "LONGREAD_MODELS moves the models alone)",
+    )
+
+
+def add_model(parser: argparse._ActionsContainer) -> None:
+    """--model, for commands that choose one."""
+    parser.add_argument(
+        "--model", type=readable, metavar="NAME", help="model name, hub id, folder or GGUF file"
     )
 
 
@@ -53,14 +62,14 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_read_settings(parser: argparse.ArgumentParser) -> None:
     """Flags of commands that read documents."""
     group = parser.add_argument_group("reading")
-    group.add_argument("--model", metavar="NAME", help="model name, hub id, folder or GGUF file")
+    add_model(group)
     group.add_argument(
         "--weights", choices=WEIGHTS, default="auto", help="number format of the weights"
     )
     size = group.add_mutually_exclusive_group()
     size.add_argument(
         "--budget",
-        type=_budget,
+        type=budget,
         metavar="TOKENS",
         help="cache entries kept per layer and head, or 'all' (default: the model's own, and a "
         "sixteenth of a document that is longer than 16 times that)",
@@ -72,7 +81,9 @@ def add_read_settings(parser: argparse.ArgumentParser) -> None:
         help="megabytes of kept entries instead: as many entries, in as many bits, as answer best",
     )
     group.add_argument("--allocation", choices=ALLOCATIONS, help="how the budget is shared out")
-    group.add_argument("--scorer", metavar="NAME", help="what decides which entries stay")
+    group.add_argument(
+        "--scorer", type=readable, metavar="NAME", help="what decides which entries stay"
+    )
     group.add_argument(
         "--positions", choices=POSITIONS, default="auto", help="rotary positions (default: auto)"
     )
@@ -92,6 +103,7 @@ def add_read_settings(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--kv-bits",
+        type=filled,
         metavar="BITS",
         help="bits of kept keys and values: 16, 8, k8v4, k4v4 and others, which a wrong one lists "
         "(default: k8v4; 16 with --refit)",
@@ -99,7 +111,7 @@ def add_read_settings(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--pages", type=page_range, metavar="A-B", help="read these pages only, as 10-20 or 7"
     )
-    group.add_argument("--password", help="password of a protected document")
+    group.add_argument("--password", type=filled, help="password of a protected document")
     group.add_argument(
         "--reread", action="store_true", help="read again, even if there is a saved session"
     )
@@ -125,18 +137,6 @@ def read_settings(args: argparse.Namespace) -> ReadSettings:
         kv_bits=args.kv_bits,
         cache_mb=args.cache_mb,
     )
-
-
-def page_range(text: str) -> tuple[int, int]:
-    """A page range as typed: "10-20", or "7" for one page."""
-    first, dash, last = text.partition("-")
-    try:
-        pages = (int(first), int(last if dash else first))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a page range like 10-20") from None
-    if not 1 <= pages[0] <= pages[1]:
-        raise argparse.ArgumentTypeError(f"{text!r} does not ascend from page 1")
-    return pages
 
 
 def print_json(value: Any, *, lines: bool = False) -> None:
@@ -189,6 +189,49 @@ def make_reader(
     return Reader(library, read_settings(args), answer_weights=asked, announce=announce)
 
 
+def for_each_file(files: list[str], work: Callable[[str], None]) -> int:
+    """Do the work for every file; one that fails does not keep the others from being done.
+
+    Returns the exit code of the first failure, else 0. A lone file's error is simply raised.
+    """
+    from app.messages import EXIT_FAULT, EXIT_INTERRUPTED, explain
+
+    code = 0
+    for file in files:
+        try:
+            work(file)
+        except Exception as error:
+            message = explain(error)
+            if len(files) == 1 or message is None or message.exit_code == EXIT_INTERRUPTED:
+                raise
+            say(f"longread: {file}: {message}")
+            code = code or message.exit_code or EXIT_FAULT
+    return code
+
+
+def describe_session(session: OpenSession) -> None:
+    """Say on stderr what was opened, and how."""
+    report, record = session.report, session.record
+    how = (
+        f"opened from disk in {report.restore_s:.2f} s"
+        if session.reused
+        else f"read in {report.prefill_s:.1f} s ({report.prefill_tok_s:.0f} tok/s)"
+    )
+    if report.second_tokens:
+        how += f" and a second time in {report.second_s:.1f} s"
+    say(
+        f"{session.document.title}: {record.n_tokens} tokens, {how}; "
+        f"{session.cache.kept_fraction:.1%} of the cache kept, "
+        f"{session.cache.nbytes / 2**20:.1f} MiB; session {record.id}"
+    )
+    warnings = session.document.warnings
+    for warning in warnings[:SHOWN_WARNINGS]:
+        page = f" (page {warning.page})" if warning.page else ""
+        say(f"note: {warning.message}{page}")
+    if len(warnings) > SHOWN_WARNINGS:
+        say(f"note: and {len(warnings) - SHOWN_WARNINGS} more, see --json")
+
+
 class StopSwitch:
     """Ctrl-C as a request: the first is answered between chunks, the second ends the program."""
 
@@ -212,29 +255,3 @@ class StopSwitch:
             raise KeyboardInterrupt
         self.asked = True
         say("\nStopping after this step (Ctrl-C again to stop at once) ...")
-
-
-def _budget(text: str) -> int:
-    return 0 if text == "all" else positive(text)
-
-
-def above_zero(text: str) -> float:
-    """A finite number above 0, as typed."""
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1, as typed; underscores may group its digits."""
-    try:
-        value = int(text.replace("_", ""))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return value

@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from app.commands.arguments import a_path, count, no_folder, positive, readable
 from app.commands.common import (
     ALLOCATIONS,
     WEIGHTS,
     add_json,
+    add_model,
     data_dir,
-    positive,
     print_json,
     say,
 )
@@ -51,13 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument(
         "--data",
-        type=Path,
+        type=a_path,
         required=True,
         metavar="FILE",
         help="JSON lines: context, and questions with their answers",
     )
     add_json(parser)
-    parser.add_argument("--model", metavar="NAME", help="model name, hub id, folder or GGUF file")
+    add_model(parser)
     parser.add_argument("--weights", choices=WEIGHTS, default="auto", help="number format")
     group = parser.add_argument_group("what to measure")
     group.add_argument(
@@ -107,7 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--allocation", choices=ALLOCATIONS, help="how the budget is shared out")
     group.add_argument(
-        "--sinks", type=_count, metavar="N", help="first tokens that always stay (default: 4)"
+        "--sinks", type=count, metavar="N", help="first tokens that always stay (default: 4)"
     )
     group.add_argument("--documents", type=positive, metavar="N", help="the first N only")
     group.add_argument("--questions", type=positive, metavar="N", help="the first N of each only")
@@ -118,11 +118,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-generate", action="store_true", help="likelihoods only; F1 and recall are left out"
     )
     group.add_argument(
-        "--oracle", metavar="NAME", help="compare what is kept with what this oracle keeps"
+        "--oracle",
+        type=readable,
+        metavar="NAME",
+        help="compare what is kept with what this oracle keeps",
     )
     group.add_argument(
         "--log",
-        type=Path,
+        type=no_folder,
         metavar="FILE",
         help="keep finished documents there; the same run goes on after them",
     )
@@ -266,7 +269,3 @@ def _shares(text: str) -> tuple[float, ...]:
         return tuple(dict.fromkeys(float(part) for part in text.split(",")))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list like 0.5,0.25") from None
-
-
-def _count(text: str) -> int:
-    return 0 if text == "0" else positive(text)

@@ -7,11 +7,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.commands.ask import describe_session, for_each_file
+from app.commands.arguments import filled
 from app.commands.common import (
     StopSwitch,
     add_json,
     add_read_settings,
+    describe_session,
+    for_each_file,
     make_reader,
     opened_library,
     print_json,
@@ -27,7 +29,7 @@ HELP = "read documents into sessions; a reading that was cut off goes on where i
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
-    parser.add_argument("files", nargs="+", metavar="FILE")
+    parser.add_argument("files", nargs="+", type=filled, metavar="FILE")
     parser.add_argument(
         "--parse-only", action="store_true", help="stop after parsing; no model is loaded"
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from app.commands.common import above_zero, add_json, data_dir, positive, print_json, say
+from app.commands.arguments import above_zero, positive, readable
+from app.commands.common import add_json, data_dir, print_json, say
 from app.settings import DEFAULT_KV_BITS
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ GIB = 2**30
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("action", nargs="?", choices=("list", "get", "show"), default="list")
-    parser.add_argument("name", nargs="?", metavar="NAME", help="model to get, or to show")
+    parser.add_argument(
+        "name", nargs="?", type=readable, metavar="NAME", help="model to get, or to show"
+    )
     group = parser.add_argument_group("what `show` adds up")
     group.add_argument("--weights", choices=("fp32", "bf16", "int8", "nf4"), default="nf4")
     group.add_argument("--budget", type=positive, metavar="TOKENS", help="default: the model's own")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from app.commands.arguments import a_path
 from app.commands.common import add_json, print_json
 
 NAME = "questions"
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("set", metavar="SET", help=f"one of {', '.join(NAMES)}")
     parser.add_argument(
         "--source",
-        type=Path,
+        type=a_path,
         metavar="PATH",
         help="the set's folder or file; for synthetic a text to hide facts in",
     )
@@ -39,11 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument(
         "--exclude",
-        type=Path,
+        type=a_path,
         metavar="FOLDER",
         help="qmsum: leave out meetings that L-Eval in this folder holds too",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="what to write")
+    parser.add_argument("--out", type=a_path, required=True, metavar="FILE", help="what to write")
     add_json(parser)
 
 

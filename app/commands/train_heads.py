@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.commands.common import above_zero, add_json, data_dir, positive, print_json, say
+from app.commands.arguments import a_path, above_zero, count, no_folder, positive, readable, seed
+from app.commands.common import add_json, data_dir, print_json, say
 
 if TYPE_CHECKING:
     from app.paths import DataPaths
@@ -30,17 +31,19 @@ _LABELS = ("blend", "questions", "kvzip_plus", "kvzip", "cis")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
-    parser.add_argument("model", metavar="MODEL", help="model name, hub id, folder or GGUF file")
+    parser.add_argument(
+        "model", type=readable, metavar="MODEL", help="model name, hub id, folder or GGUF file"
+    )
     parser.add_argument(
         "--data",
         nargs="+",
-        type=Path,
+        type=a_path,
         required=True,
         metavar="FILE",
         help="question sets (.jsonl), documents of any kind, or folders of them",
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default: beside the models")
-    parser.add_argument("--start", type=Path, metavar="FILE", help="go on from these heads")
+    parser.add_argument("--out", type=no_folder, metavar="FILE", help="default: beside the models")
+    parser.add_argument("--start", type=a_path, metavar="FILE", help="go on from these heads")
     parser.add_argument("--kind", choices=("retaining", "locret"), default="retaining")
     parser.add_argument("--label", choices=_LABELS, help="default: blend; cis for locret")
     parser.add_argument("--loss", choices=("mse", "bce", "rank", "locret"))
@@ -48,13 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=above_zero, default=None)
     parser.add_argument(
         "--rounds",
-        type=_count,
+        type=count,
         default=2,
         help="1 leaves out on-policy reading, 0 every fit to labels (--start and --answer-steps)",
     )
     parser.add_argument(
         "--answer-steps",
-        type=_count,
+        type=count,
         default=0,
         metavar="N",
         help="then fit the heads to what answers lose, N steps of six questions; more memory",
@@ -69,16 +72,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-tokens", type=positive, default=4096, help="longer documents are cut there"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--licence", default="", help="licence of the data, for the card")
     parser.add_argument("--plan", action="store_true", help="say what it takes, and stop")
     add_json(parser)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
-    return int(text)
 
 
 def _share(text: str) -> float:

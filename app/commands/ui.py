@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from app.commands.arguments import port, readable
 from app.commands.common import opened_library, say
 
 NAME = "ui"
@@ -14,9 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("--no-browser", action="store_true", help="print the address only")
     parser.add_argument(
-        "--port", type=int, default=0, help="port on 127.0.0.1 (default: any free one)"
+        "--port", type=port, default=0, help="port on 127.0.0.1 (default: any free one)"
     )
-    parser.add_argument("--model", metavar="NAME", help="model to read new documents with")
+    parser.add_argument(
+        "--model", type=readable, metavar="NAME", help="model to read new documents with"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -64,6 +65,18 @@ class TickingClock:
     def __call__(self, device: str = "cpu") -> float:
         self.now += self.step
         return self.now
+
+
+def test_figures_are_printed_before_they_are_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("app.commands.bench._draw", full)
+    plot = str(tmp_path / "x.svg")
+    code, out, _ = benched(capsys, "restore", "--lengths", "300", "--json", "--plot", plot)
+    assert code == 5 and json.loads(out)["rows"]
 
 
 def test_ingest_reports_lengths_windows_and_shares(

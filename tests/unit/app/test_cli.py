@@ -14,7 +14,6 @@ import torch
 
 import kernels
 from app.cli import build_parser, main
-from app.commands.common import page_range
 from app.progress import ProgressLine, RateMeter, clock_text
 from tests.unit.app.tiny_reader import BOOK, use_tiny_model
 
@@ -272,11 +271,6 @@ def test_models_says_what_is_here_and_what_fits(capsys: pytest.CaptureFixture[st
     for row in report["models"]:
         for fit in row["fits"].values():
             assert set(fit["fitting_budgets"]) <= {int(b) for b in fit["needed_bytes"]}
-
-
-@pytest.mark.parametrize(("text", "pages"), [("3-7", (3, 7)), ("4", (4, 4))])
-def test_page_ranges(text: str, pages: tuple[int, int]) -> None:
-    assert page_range(text) == pages
 
 
 def test_speed_is_told_over_the_latest_chunks_and_by_quarters() -> None:
