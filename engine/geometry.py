@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,11 @@ from engine.errors import UnsupportedArchitecture
 
 # Families whose logits the engine reproduces: tests/unit/engine/test_full_attention.py.
 SERVED_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3")
+# What config.json counts; some families leave some of them out.
+COUNTS = (
+    "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size",
+    "max_position_embeddings", "intermediate_size", "vocab_size",
+)  # fmt: skip
 # Rotary rules whose frequencies do not change with the length of the input.
 STATIC_ROPE_TYPES = ("default", "linear", "llama3", "yarn", "longrope")
 
@@ -51,7 +57,7 @@ def geometry_of(config: Any) -> ModelGeometry:
     """Read the geometry off a transformers configuration.
 
     Raises UnsupportedArchitecture, naming what cannot be served, for families, sliding windows
-    and rotary rules the engine does not reproduce exactly.
+    and rotary rules the engine does not reproduce exactly; ValueError for an impossible count.
     """
     family = str(getattr(config, "model_type", "unknown"))
     if family not in SERVED_FAMILIES:
@@ -59,6 +65,7 @@ def geometry_of(config: Any) -> ModelGeometry:
             f"Models of type '{family}' cannot be served.",
             f"Choose a model of one of these types: {', '.join(SERVED_FAMILIES)}.",
         )
+    check_counts({key: getattr(config, key, None) for key in COUNTS})
     _refuse_sliding_window(config, family)
     _refuse_moving_rope(config, family)
     n_q_heads = int(config.num_attention_heads)
@@ -73,6 +80,14 @@ def geometry_of(config: Any) -> ModelGeometry:
         intermediate_size=int(getattr(config, "intermediate_size", 0) or 0),
         vocab_size=int(getattr(config, "vocab_size", 0) or 0),
     )
+
+
+def check_counts(settings: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming it, if a count in a config.json is no whole number above 0."""
+    for key in COUNTS:
+        value = settings.get(key)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{key} is {value!r}, not a whole number above 0.")
 
 
 def _refuse_sliding_window(config: Any, family: str) -> None:

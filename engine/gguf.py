@@ -11,16 +11,30 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from engine.errors import ModelCorrupt
-from engine.files import cached_sha256, locked, need_disk, publish, read_json
+from engine.configuration import first_line
+from engine.errors import EngineError, ModelCorrupt
+from engine.files import (
+    cached_sha256,
+    disk_full,
+    is_disk_full,
+    locked,
+    need_disk,
+    publish,
+    read_json,
+)
+
+if TYPE_CHECKING:
+    from engine.geometry import ModelGeometry
 
 CONVERSION_VERSION = 1
 SIDECAR = "conversion.json"
 # bf16 against the densest common block format (Q4: 0.56 bytes a weight), with the tokenizer.
 GROWTH = 4.0
 MAGIC = b"GGUF"
+# The readers below us say with these what they miss: a block type, a tensor, a setting.
+SAYING = (ValueError, KeyError, RuntimeError, IndexError, NotImplementedError)
 
 
 def convert_once(
@@ -104,16 +118,23 @@ def _convert(gguf_path: Path, folder: Path, sha256: str) -> None:
     try:
         with quiet_transformers(), _one_silent_reading():
             config = AutoConfig.from_pretrained(**where)
-            geometry_of(config)
+            _refuse_hollow(gguf_path, geometry_of(config))
             tokenizer = AutoTokenizer.from_pretrained(**where)
             model = AutoModelForCausalLM.from_pretrained(
                 **where, config=config, dtype=torch.bfloat16
             )
-    except (ValueError, KeyError, RuntimeError, IndexError, NotImplementedError) as problem:
-        # the readers below us raise these on truncated files and on block types they do not know
+    except (EngineError, MemoryError):
+        raise
+    except SAYING as problem:
         raise ModelCorrupt(
-            f"{gguf_path.name} cannot be read: {problem}",
+            f"{gguf_path.name} cannot be read: {first_line(problem)}",
             "Download the file again, or choose one in another quantisation.",
+        ) from problem
+    except Exception as problem:  # a damaged number fails wherever it is used, in any way
+        if is_disk_full(problem):
+            raise
+        raise ModelCorrupt(
+            f"{gguf_path.name} is cut off or damaged.", "Download the file again."
         ) from problem
     _write_weights(model, folder)
     settings = model.config.to_dict()
@@ -132,8 +153,23 @@ def _convert(gguf_path: Path, folder: Path, sha256: str) -> None:
     (folder / SIDECAR).write_text(json.dumps(sidecar, indent=1))
 
 
+def _refuse_hollow(gguf_path: Path, geometry: ModelGeometry) -> None:
+    """Raise ModelCorrupt if a file is too small for its own settings, before a model is built.
+
+    No block type takes less than a bit a weight: a damaged count of layers would fill the memory.
+    """
+    from engine.weights import linear_parameters
+
+    if linear_parameters(geometry) > 8 * gguf_path.stat().st_size:
+        raise ModelCorrupt(
+            f"{gguf_path.name} is cut off or damaged: it is too small for the model it describes.",
+            "Download the file again.",
+        )
+
+
 def _write_weights(model: Any, folder: Path) -> None:
     """Plain bf16 tensors; the tied output matrix is left out, as transformers expects."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     state = model.state_dict()
@@ -146,7 +182,12 @@ def _write_weights(model: Any, folder: Path) -> None:
             "Choose a safetensors version of this model.",
         )
     plain = {name: tensor.bfloat16().contiguous() for name, tensor in state.items()}
-    save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
+    try:
+        save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as problem:
+        if is_disk_full(problem):
+            raise disk_full("Converting the model") from problem
+        raise
 
 
 @contextmanager

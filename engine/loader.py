@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from engine import memory, numeric
-from engine.configuration import read_config
+from engine.configuration import corrupt, first_line, read_config, readable
 from engine.device import fallbacks, pick_device
 from engine.errors import InvalidSetting, ModelCorrupt, NotEnoughMemory
 from engine.fingerprint import fingerprint_of
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>")
+# What loading weights that do not fit their configuration raises.
+UNFIT = (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError, ArithmeticError)
+# What a decoder layer computes with; rotary tables and scales, which old files carry, are not it.
+LAYER_WEIGHT = re.compile(r"(model\.)?layers\.\d+\.(.+\.)?\w*(proj|norm)\.(weight|bias)")
 
 
 @dataclass
@@ -134,10 +139,8 @@ def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
 def _read_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
-    try:
+    with readable(folder, "the tokenizer"):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError) as problem:
-        raise _corrupt(folder, "the tokenizer", problem) from problem
 
 
 def _read_weights(folder: Path, config: Any, choice: WeightChoice, device: str) -> Any:
@@ -163,17 +166,24 @@ def _read_weights(folder: Path, config: Any, choice: WeightChoice, device: str) 
             f"The GPU ran out of memory while {folder.name} was loaded.",
             "Choose --weights nf4, a smaller model, or close other programs.",
         ) from problem
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
+    except (*UNFIT, SafetensorError) as problem:
         # transformers gives whatever happened while it packed as a plain RuntimeError.
         packed = device == "cuda" and choice.weights in ("int8", "nf4")
         if packed and type(problem) is RuntimeError:
             raise _not_packed(folder, choice.weights, problem) from problem
-        raise _corrupt(folder, "the weights", problem) from problem
+        raise corrupt(folder, "the weights", problem) from problem
     # transformers fills what is missing with random numbers: an answer from those would be noise.
     wrong = sorted([*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])])
     if wrong:
         raise ModelCorrupt(
             f"{folder} lacks weights the model needs, {wrong[0]} for one.",
+            "Download the model again.",
+        )
+    # What it has no place for it leaves out: with layers missing, an answer would be noise as well.
+    extra = sorted(key for key in report["unexpected_keys"] if LAYER_WEIGHT.fullmatch(key))
+    if extra:
+        raise ModelCorrupt(
+            f"{folder} has weights that its config.json has no place for, {extra[0]} for one.",
             "Download the model again.",
         )
     return model
@@ -195,15 +205,8 @@ def _check_memory(
 
 def _not_packed(folder: Path, weights: str, problem: Exception) -> InvalidSetting:
     """The library that packs weights on a card failed: transformers hides which error it was."""
-    reason = str(problem).strip().splitlines() or [type(problem).__name__]
     return InvalidSetting(
-        f"The weights of {folder.name} could not be packed in {weights} on the card: {reason[0]}",
+        f"The weights of {folder.name} could not be packed in {weights} on the card: "
+        f"{first_line(problem)}",
         "Close other programs that use the card, or choose --weights bf16 or a smaller model.",
-    )
-
-
-def _corrupt(folder: Path, what: str, problem: Exception) -> ModelCorrupt:
-    reason = str(problem).strip().splitlines() or [type(problem).__name__]
-    return ModelCorrupt(
-        f"{what} of {folder} cannot be read: {reason[0]}", "Download the model again."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine import device, loader, numeric
+from engine.configuration import readable
 from engine.device import card_problem, fallbacks, pick_device
 from engine.errors import InvalidSetting, ModelCorrupt, NotEnoughMemory, UnsupportedArchitecture
 from engine.loader import LoadedModel, load_model
@@ -126,6 +128,101 @@ def test_a_damaged_file_is_a_corrupt_model(folder: Path, damage: str) -> None:
     with pytest.raises(ModelCorrupt) as caught:
         load(folder)
     assert "\n" not in caught.value.cause
+
+
+NONSENSE: list[dict[str, Any]] = [
+    {"num_attention_heads": 0},
+    {"num_key_value_heads": 0},
+    {"num_hidden_layers": -1},
+    {"num_hidden_layers": 0},
+    {"head_dim": -4},
+    {"vocab_size": 0},
+    {"hidden_size": "abc"},
+    {"max_position_embeddings": None},
+    {"rope_parameters": "abc"},
+    {"dtype": "nope"},
+    {"hidden_act": 5},
+]
+
+
+@pytest.mark.parametrize("changes", NONSENSE, ids=str)
+def test_a_configuration_that_makes_no_sense_is_a_corrupt_model(
+    folder: Path, changes: dict[str, Any]
+) -> None:
+    change_config(folder, **changes)
+    with pytest.raises(ModelCorrupt) as caught:
+        load(folder)
+    assert str(folder) in caught.value.cause and "\n" not in caught.value.cause
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", "[]"),
+        ("tokenizer_config.json", "[]"),
+        ("tokenizer_config.json", "{"),
+        ("tokenizer.json", "[]"),
+        ("tokenizer.json", '{"version": "1.0", "added_tokens": [], "model": {"type": "Nope"}}'),
+    ],
+)
+def test_a_file_of_the_wrong_kind_is_a_corrupt_model(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(text)
+    with pytest.raises(ModelCorrupt, match="config" if name == "config.json" else "tokenizer"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "problem", [OSError(errno.ENOSPC, "No space left on device"), MemoryError()], ids=repr
+)
+def test_a_machine_that_is_full_is_not_a_damaged_file(problem: Exception, folder: Path) -> None:
+    with pytest.raises(type(problem)), readable(folder, "config.json"):
+        raise problem
+
+
+def test_layers_that_the_configuration_leaves_out_are_not_passed_over(folder: Path) -> None:
+    change_config(folder, num_hidden_layers=1)
+    with pytest.raises(ModelCorrupt, match=r"no place for, model\.layers\.1\."):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["self_attn.q_proj.bias", "self_attn.q_norm.weight"])
+def test_a_part_of_a_layer_that_would_be_left_out_is_refused(folder: Path, name: str) -> None:
+    add_weights(folder, **{f"model.layers.0.{name}": torch.ones(48)})
+    with pytest.raises(ModelCorrupt, match=name):
+        load(folder)
+
+
+def test_what_real_files_carry_beside_the_layers_does_no_harm(folder: Path) -> None:
+    before = load(folder).model.state_dict()
+    add_weights(
+        folder,
+        **{
+            "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(6),
+            "model.layers.0.self_attn.k_scale": torch.ones(1),
+            "model.rotary_emb.inv_freq": torch.ones(6),
+            "mtp.layers.0.self_attn.q_proj.weight": torch.ones(48, 48),
+            "score.weight": torch.ones(2, 48),
+        },
+    )
+    after = load(folder).model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_an_output_matrix_that_is_stored_twice_does_no_harm(folder: Path) -> None:
+    tied = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+    change_config(folder, tie_word_embeddings=True)
+    add_weights(folder, **{"lm_head.weight": tied.clone()})
+    assert load(folder).geometry.n_layers == 2
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def add_weights(folder: Path, **more: torch.Tensor) -> None:
+    file = folder / "model.safetensors"
+    save_file({**load_file(file), **more}, file, metadata={"format": "pt"})
 
 
 def test_an_architecture_is_refused_before_its_weights_are_read(folder: Path) -> None:
