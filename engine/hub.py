@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import errno
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from engine.configuration import read_config
-from engine.errors import ModelDownloadFailed
+from engine.errors import EngineError, ModelDownloadFailed
 from engine.fetch import POLL_S, OnProgress, bytes_under, is_offline
-from engine.files import need_disk
+from engine.files import disk_full, is_disk_full, need_disk, read_json
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 WANTED = [
     "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json",
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
@@ -24,21 +25,34 @@ WANTED = [
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name has the form owner/name of a hub repository."""
-    return HUB_ID.fullmatch(name) is not None
+    """Whether a name has the form owner/name of a hub repository, by the hub's own rules too."""
+    if HUB_ID.fullmatch(name) is None:
+        return False
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def cached_snapshot(repo: str, models_dir: Path) -> Path | None:
     """A complete snapshot already on this machine: the user's own hub cache, then models_dir."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HFValidationError,
+        IncompleteSnapshotError,
+        LocalEntryNotFoundError,
+    )
 
     for cache_dir in (None, models_dir / "hub"):
         try:
             folder = snapshot_download(
                 repo, cache_dir=cache_dir, allow_patterns=WANTED, local_files_only=True
             )
-        except (LocalEntryNotFoundError, IncompleteSnapshotError):
+        except (LocalEntryNotFoundError, IncompleteSnapshotError, HFValidationError):
             continue
         if is_whole(Path(folder)):
             return Path(folder)
@@ -58,6 +72,7 @@ def snapshot(
     download goes on where it was.
 
     on_progress  bytes done and in all; an exception it raises ends the download after this file
+    on_message   sentences worth showing: what is downloaded, and that a stop waits for this file
     Raises       ModelDownloadFailed in one sentence, UnsupportedArchitecture, ModelCorrupt,
                  NotEnoughDisk
     """
@@ -93,16 +108,17 @@ def snapshot(
             need_disk(cache_dir, nbytes, f"Downloading {repo}")
             if on_message:
                 on_message(f"Downloading {repo} ({nbytes / 2**30:.1f} GiB).")
-            _download(repo, folder, list(sizes), nbytes, on_progress)
+            _download(repo, folder, list(sizes), nbytes, on_progress, on_message)
     except (HTTPError, HFValidationError, OSError) as problem:
-        raise _failure(repo, problem) from problem
+        raise _failure(repo, cache_dir, problem) from problem
     return folder
 
 
 def fetch_file(repo: str, suffixes: tuple[str, ...], models_dir: Path) -> Path:
     """The one file of a hub repository whose name ends in one of `suffixes`, downloaded if needed.
 
-    Raises ModelDownloadFailed if the hub cannot be reached or there is not exactly one such file.
+    Raises ModelDownloadFailed if the hub cannot be reached or there is not exactly one such file,
+    NotEnoughDisk.
     """
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
@@ -122,14 +138,19 @@ def fetch_file(repo: str, suffixes: tuple[str, ...], models_dir: Path) -> Path:
                 raise ModelDownloadFailed(f"{repo} has {len(found)} files of weights, not one.")
             return Path(huggingface_hub.hf_hub_download(repo, found[0], cache_dir=cache_dir))
     except (HTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as problem:
-        failure = _failure(repo, problem)
-        raise ModelDownloadFailed(
-            failure.cause, "Check the name and the connection, or choose another scorer."
-        ) from problem
+        failure = _failure(repo, cache_dir, problem)
+        if _failure_here(repo, cache_dir, problem) is None:
+            failure.next_step = "Check the name and the connection, or choose another scorer."
+        raise failure from problem
 
 
 def _download(
-    repo: str, folder: Path, names: list[str], nbytes: int, on_progress: OnProgress | None
+    repo: str,
+    folder: Path,
+    names: list[str],
+    nbytes: int,
+    on_progress: OnProgress | None,
+    on_message: Callable[[str], None] | None,
 ) -> None:
     """Fetch files of one commit in a thread, and report from this one how the cache grows."""
     import huggingface_hub
@@ -149,9 +170,15 @@ def _download(
             while not wait([job], timeout=POLL_S).done:
                 if on_progress:
                     on_progress(min(bytes_under(blobs) - before, nbytes), nbytes)
-        finally:
+        except BaseException:
             stopped.set()
-    job.result()
+            if on_message:
+                on_message("Stopping once this file is complete; what is here is kept.")
+            raise
+    try:
+        job.result()
+    except RuntimeError as problem:  # how the library for large files, in Rust, says all it says
+        raise OSError(str(problem)) from problem
     if on_progress:
         on_progress(nbytes, nbytes)
 
@@ -182,20 +209,45 @@ def is_whole(folder: Path) -> bool:
     if not (folder / "config.json").is_file():
         return False
     index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        return all((folder / shard).is_file() for shard in shards)
-    return any(folder.glob("*.safetensors"))
+    if not index.is_file():
+        return any(folder.glob("*.safetensors"))
+    shard_of = (read_json(index) or {}).get("weight_map")
+    if not isinstance(shard_of, dict) or not shard_of:  # a damaged index
+        return False
+    names = list(shard_of.values())
+    return all(isinstance(name, str) for name in names) and all(
+        (folder / name).is_file() for name in set(names)
+    )
 
 
-def _failure(repo: str, problem: Exception) -> ModelDownloadFailed:
+def _failure_here(repo: str, folder: Path, problem: Exception) -> EngineError | None:
+    """The refusal for what failed on this machine's own disk; None if it was not that."""
+    if is_disk_full(problem):
+        return disk_full(f"Downloading {repo}")
+    if isinstance(problem, OSError) and problem.errno in FORBIDDEN:
+        return ModelDownloadFailed(
+            f"Downloading {repo} failed: {problem.filename or folder} may not be written.",
+            "Change its permissions, or choose another folder with --data-dir.",
+        )
+    return None
+
+
+def _failure(repo: str, folder: Path, problem: Exception) -> EngineError:
+    """The refusal for a download into `folder` that failed."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
     )
 
+    if (here := _failure_here(repo, folder, problem)) is not None:
+        return here
+    if isinstance(problem, HFValidationError):
+        return ModelDownloadFailed(
+            f"'{repo}' is not the id of a hub repository.", "Check the name: an id is owner/name."
+        )
     if isinstance(problem, GatedRepoError):
         return ModelDownloadFailed(
             f"{repo} asks you to accept its licence first.",

@@ -138,7 +138,8 @@ def _checked_folder(folder: Path) -> Path:
         raise ModelCorrupt(f"{folder} has {cause}.", "Choose a safetensors version of this model.")
     if not hub.is_whole(folder):
         raise ModelCorrupt(
-            f"{folder} lacks some of the files its index names.", "Download the model again."
+            f"{folder} lacks some of the files its index names, or the index is damaged.",
+            "Download the model again.",
         )
     return folder
 

@@ -96,6 +96,23 @@ def test_a_folder_that_lacks_a_shard_is_refused(tmp_path: Path) -> None:
         sources.locate(str(tmp_path), tmp_path)
 
 
+@pytest.mark.parametrize(
+    "index", ['{"weight_map": {"x"', "[]", "{}", '{"weight_map": ["a.safetensors"]}',
+              '{"weight_map": {}}', '{"weight_map": {"x": 3}}', '{"weight_map": {"x": ["a"]}}']
+)  # fmt: skip
+def test_a_damaged_index_is_a_folder_that_lacks_something(index: str, tmp_path: Path) -> None:
+    spec = known_models()[0]
+    folder = tmp_path / spec.name
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "a.safetensors").write_bytes(b"")
+    (folder / "model.safetensors.index.json").write_text(index)
+    assert not is_whole(folder)
+    assert sources.state(spec, tmp_path) == "absent"
+    with pytest.raises(ModelCorrupt, match="index"):
+        sources.locate(str(folder), tmp_path)
+
+
 def test_without_the_network_an_absent_model_says_how_to_get_it(tmp_path: Path) -> None:
     for name in ("smollm2-135m", "qwen3-4b"):
         with pytest.raises(ModelDownloadFailed) as caught:
@@ -128,6 +145,21 @@ def test_hub_ids_are_told_from_paths() -> None:
     assert is_hub_id("Qwen/Qwen3-4B")
     for other in ("qwen3", "./a/b", "/models/x", "a/b/c", "~/x", ""):
         assert not is_hub_id(other)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["models/models--Qwen--Qwen2.5", "owner/name.", "owner/na..me", "o/" + "x" * 97, "o/x.git"],
+)
+def test_a_name_the_hub_does_not_allow_is_unknown(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", _never)
+    for download in (False, True):
+        with pytest.raises(UnknownModel) as caught:
+            sources.locate(name, tmp_path, download=download)
+        assert name in caught.value.cause and "owner/name" in caught.value.next_step
+    assert cached_snapshot(name, tmp_path) is None
 
 
 def _never(*arguments: object, **named: object) -> None:
