@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from engine.files import read_json, write_json
+from engine.files import read_json, remember
 from kernels.linear import Format, seconds_per_call
 
 CACHE_NAME = "number-format.json"
@@ -131,8 +131,7 @@ def _known(cache_file: Path | None) -> dict[str, object]:
 def _remember(cache_file: Path | None, key: str, choice: dict[str, object]) -> None:
     """Add one measurement to those on disk now, which may have grown since they were read."""
     if cache_file:
-        cache_file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(cache_file, {**_known(cache_file), key: choice})
+        remember(cache_file, {**_known(cache_file), key: choice})
 
 
 def choose_answer_format(milliseconds: dict[str, float]) -> AnswerChoice:

@@ -7,6 +7,7 @@ program carries, so that every machine finds the same statistics.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from engine.loader import LoadedModel
 
 CALIBRATION_TOKENS = 2048
+_log = logging.getLogger("longread")
 _TEXT_FILE = Path(__file__).resolve().parent.parent / "LICENSE"
 
 
@@ -32,11 +34,15 @@ def expected_attention(
 ) -> ExpectedAttentionScorer:
     """The scorer for a model; gathers the statistics if they are not in `state_dir` yet.
 
+    A file of them that is damaged is logged and replaced.
     Raises ScorerUnavailable if there is no text to gather them from.
     """
     path = None if state_dir is None else state_dir / _file_name(model)
     if path is not None and path.exists():
-        return ExpectedAttentionScorer(_load(path, model), model.rotary)
+        kept = _load(path, model)
+        if kept is not None:
+            return ExpectedAttentionScorer(kept, model.rotary)
+        _log.warning("%s is damaged: the query statistics are gathered anew.", path.name)
     statistics = gather(model, token_ids or calibration_ids(model))
     if path is not None:
         _save(path, statistics)
@@ -68,17 +74,24 @@ def _file_name(model: LoadedModel) -> str:
     return f"query-statistics-{hashlib.sha256(raw.encode()).hexdigest()[:16]}.safetensors"
 
 
-def _load(path: Path, model: LoadedModel) -> QueryStatistics:
+def _load(path: Path, model: LoadedModel) -> QueryStatistics | None:
+    """The statistics in a file, or None if it is damaged: its name says that they are this model's.
+
+    Gathering them takes one short reading, so there is nothing for the user to decide.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    tensors = load_file(path)
-    mean, covariance = tensors["mean"], tensors["covariance"]
+    try:
+        tensors = load_file(path)
+    except SafetensorError:
+        return None
     g = model.geometry
-    if mean.shape != (g.n_layers, g.n_q_heads, g.head_dim):
-        raise ScorerUnavailable(
-            f"{path.name} holds statistics of another model.", f"Delete {path} and start again."
-        )
-    return QueryStatistics(mean, covariance)
+    mean_shape = (g.n_layers, g.n_q_heads, g.head_dim)
+    expected = {"mean": mean_shape, "covariance": (*mean_shape, g.head_dim)}
+    if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != expected:
+        return None
+    return QueryStatistics(tensors["mean"], tensors["covariance"])
 
 
 def _save(path: Path, statistics: QueryStatistics) -> None:

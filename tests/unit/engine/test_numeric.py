@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine import numeric
+from engine import files, numeric
 from engine.numeric import (
     choose,
     machine_key,
@@ -67,6 +68,18 @@ def test_a_machine_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert pick_format(file) == first
     pick_format(None)
     assert len(calls) == 4
+
+
+def test_a_measurement_that_cannot_be_kept_is_still_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*given: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(numeric, "measure_formats", lambda: figures(10, 50))
+    monkeypatch.setattr(files, "fsync", forbidden)
+    assert pick_format(tmp_path / "format.json").name == "bf16"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_measurements_wait_for_each_other_and_both_are_kept(
