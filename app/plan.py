@@ -184,6 +184,22 @@ def check_fits(plan: Plan) -> None:
         )
 
 
+def cost_line(plan: Plan) -> str:
+    """What a reading that begins will take, in one sentence."""
+    time = "" if plan.seconds is None else f", about {_about(plan.seconds)}"
+    return (
+        f"To be read: {plan.n_tokens:,} tokens, about {plan.cache_bytes / MIB:.0f} MiB kept in "
+        f"memory, {plan.disk_bytes / MIB:.0f} MiB on the disk{time}."
+    )
+
+
+def _about(seconds: float) -> str:
+    """A time no more exact than an estimate can be."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def _held_while_reading(job: Job, n_read: int, kept: int) -> int:
     """Entries per layer and head before the last choice is made."""
     if not job.settings.read_twice:

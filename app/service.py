@@ -19,7 +19,7 @@ from app.answers import Answer, TokenText
 from app.citations import Witness
 from app.library import Library
 from app.memory import peak_rss_bytes, rss_bytes
-from app.plan import Plan, check_fits, check_length, make_plan, page_range
+from app.plan import Plan, check_fits, check_length, cost_line, make_plan, page_range
 from app.preparing import make_job, own_budget, serves
 from app.progress import OnProgress
 from app.prompts import Layout, Turn
@@ -366,7 +366,7 @@ class Reader:
         if earlier.session_id != job.session_id:
             self.announce(
                 f"Used is session {earlier.session_id[:8]}, which read this with earlier heads, in "
-                "other bits or with a smaller budget; --reread reads it anew."
+                "other bits or with a smaller budget. Add --reread to read it anew."
             )
         return earlier
 
@@ -403,6 +403,7 @@ class Reader:
                 plan = self._plan(job)
                 check_length(plan)
                 check_fits(plan)
+                self.announce(cost_line(plan))
                 if plan.lowered:
                     self.announce(plan.lowered)
                 before_read = rss_bytes()

@@ -6,7 +6,10 @@ import html
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from app.desk.cards import plan_card
+from app.plan import cost_line
 from app.service import Reader
 from tests.unit.app.tiny_reader import SETTINGS
 
@@ -28,3 +31,26 @@ def test_a_budget_that_the_window_holds_is_planned_as_it_is(reader: Reader, book
     for settings in (replace(COMPACT, budget_tokens=2000), replace(COMPACT, positions="original")):
         plan = reader.plan(book, settings=settings)
         assert plan.kept_tokens == settings.budget_tokens and plan.lowered == ""
+
+
+def test_what_a_reading_takes_is_said_before_it_begins_and_not_at_a_return(
+    reader: Reader, book: Path, announced: list[str]
+) -> None:
+    plan = reader.plan(book)
+    reader.open(book)
+    said = [text for text in announced if text.startswith("To be read: ")]
+    assert said == [cost_line(plan)] and announced[0] == said[0]
+    assert f"{plan.n_tokens:,} tokens" in said[0] and "MiB on the disk" in said[0]
+    announced.clear()
+    assert reader.open(book).reused and not announced
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(0.2, "1 s"), (61, "61 s"), (600, "10 min"), (9000, "2.5 h")]
+)
+def test_seconds_are_told_as_an_estimate(
+    seconds: float, told: str, reader: Reader, book: Path
+) -> None:
+    plan = reader.plan(book)
+    assert cost_line(replace(plan, seconds=seconds)).endswith(f", about {told}.")
+    assert "None" not in cost_line(replace(plan, seconds=None))
