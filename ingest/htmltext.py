@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
+from ingest.htmlelements import VOID, OpenElements
 from ingest.parts import PARAGRAPH, Block
 
 _BLOCKS = frozenset(
@@ -17,10 +18,6 @@ _BLOCKS = frozenset(
     pre section summary table tbody tfoot thead tr ul""".split()  # noqa: SIM905
 )
 _SKIPPED = frozenset({"script", "style", "template", "noscript", "svg", "iframe", "object"})
-_VOID = frozenset(
-    """area base br col embed hr img input link meta param
-    source track wbr""".split()  # noqa: SIM905
-)
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 
 
@@ -33,23 +30,27 @@ class HtmlText(HTMLParser):
         self.title = ""
         self.hidden: list[str] = []
         self._pieces: list[str] = []
-        self._open: list[str] = []  # elements inside a skipped one, to find its end
+        self._open = OpenElements()
         self._skip_from: str = ""
+        self._skip_depth = 0  # of the element that is skipped with all inside it
         self._level = 0
-        self._pre = 0
         self._in_title = False
         self._cell = False
         self._row = False
         self._item = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if self._skip_from:
-            if tag not in _VOID:
-                self._open.append(tag)
-            return
-        if tag in _SKIPPED or (tag not in _VOID and _is_hidden(dict(attrs))):
+        self._close_to(self._open.ended_by_start(tag))
+        if not self._skip_from:
+            self._enter(tag, dict(attrs))
+        if tag not in VOID:
+            self._open.push(tag)
+
+    def _enter(self, tag: str, attrs: dict[str, str | None]) -> None:
+        can_hide = tag not in VOID and not self._open.ignores(tag)
+        if tag in _SKIPPED or (can_hide and _is_hidden(attrs)):
             self._skip_from = "skipped" if tag in _SKIPPED else "hidden"
-            self._open = [tag]
+            self._skip_depth = len(self._open)
             return
         if tag in _BLOCKS:
             self._flush()
@@ -57,8 +58,6 @@ class HtmlText(HTMLParser):
             self._in_title = True
         elif tag == "br":
             self._pieces.append("\n")
-        elif tag == "pre":
-            self._pre += 1
         elif tag in ("td", "th"):
             if self._cell:
                 self._pieces.append("\t")
@@ -72,25 +71,34 @@ class HtmlText(HTMLParser):
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.handle_starttag(tag, attrs)
-        if tag not in _VOID:
+        if tag not in VOID:
             self.handle_endtag(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        if self._skip_from:
-            if tag in self._open:
-                while self._open.pop() != tag:
-                    continue
-            if not self._open:
-                self._skip_from = ""
-            return
-        if tag == "title":
-            self._in_title = False
+        self._close_to(self._open.ended_by_end(tag))
+        if tag in _BLOCKS and not self._skip_from:
+            self._flush()
+
+    def _close_to(self, depth: int) -> None:
+        """Close the innermost elements until `depth` are open."""
+        while len(self._open) > depth:
+            if self._skip_from:
+                self._open.pop()
+                if len(self._open) == self._skip_depth:
+                    self._skip_from = ""
+            else:
+                self._leave(self._open.innermost)
+                self._open.pop()
+
+    def _leave(self, tag: str) -> None:
         if tag in _BLOCKS:
             self._flush()
-        if tag == "pre":
-            self._pre = max(self._pre - 1, 0)
+        if tag == "title":
+            self._in_title = False
         elif tag == "tr":
             self._row = self._cell = False
+        elif tag == "li":
+            self._item = False
         elif tag in _HEADINGS:
             self._level = 0
 
@@ -100,7 +108,7 @@ class HtmlText(HTMLParser):
         elif self._in_title:
             self.title = " ".join((self.title + data).split())
         elif not self._skip_from:
-            self._pieces.append(data if self._pre else _spaces(data))
+            self._pieces.append(data if "pre" in self._open else _spaces(data))
 
     def close(self) -> None:
         super().close()
@@ -109,7 +117,7 @@ class HtmlText(HTMLParser):
     def _flush(self) -> None:
         raw = "".join(self._pieces)
         self._pieces = []
-        if self._pre:
+        if "pre" in self._open:
             text = raw.strip("\n").rstrip()
         else:
             lines = (_squeeze(line) for line in raw.split("\n"))
