@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from app.library import Library
 from app.paths import NO_ROOM, DataPaths
 
 if TYPE_CHECKING:
-    from ingest import Document
+    from ingest import Document, ParseLimits
 
 PARSED_NAME = "document.json"
 _BLOCK_BYTES = 4 * 1024 * 1024
@@ -52,7 +53,7 @@ def keep_document(
     stays behind.
     """
     from engine.files import need_disk
-    from ingest import open_document
+    from ingest import ParseLimits
     from ingest.errors import DocumentMissing
 
     started = time.perf_counter()
@@ -60,8 +61,9 @@ def keep_document(
     work = paths.documents / f"incoming-{time.time_ns():x}.tmp-{os.getpid()}"
     try:
         try:
-            need_disk(paths.documents, 2 * path.stat().st_size, "Keeping the document")
-            sha256, copy = _copy(path, work)
+            limits = ParseLimits()
+            need_disk(paths.documents, 2 * _checked_size(path, limits), "Keeping the document")
+            sha256, copy = _copy(path, work, limits.max_file_bytes)
         except OSError as error:
             if error.errno in NO_ROOM:
                 raise
@@ -73,7 +75,7 @@ def keep_document(
             return _stored(paths, known, started, parsed_now=False)
         if on_parse is not None:
             on_parse()
-        document = open_document(copy, password)
+        document = _parsed(copy, password)
         needs_password = password is not None and _needs_password(copy)
         (work / PARSED_NAME).write_text(document.to_json(), encoding="utf-8")
         library.add_document(document, _shown_name(path), needs_password=needs_password)
@@ -168,17 +170,54 @@ def _needs_password(path: Path) -> bool:
     return False
 
 
-def _copy(path: Path, work: Path) -> tuple[str, Path]:
-    digest = hashlib.sha256()
+def _checked_size(path: Path, limits: ParseLimits) -> int:
+    """Bytes of a file that may be a document, before it is copied; 0 of a stream.
+
+    Raises what ingest.detect.check_file raises.
+    """
+    from ingest.detect import check_file
+
+    return 0 if _is_stream(path) else check_file(path, limits)
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether this is a pipe into the program, as in `... | ask /dev/stdin`; none with a name."""
+    ours = str(path) == "/dev/stdin" or path.parent == Path("/dev/fd")
+    return ours and stat.S_ISFIFO(path.stat().st_mode)
+
+
+def _copy(path: Path, work: Path, most: int) -> tuple[str, Path]:
+    """SHA-256 and place of a copy. Raises DocumentTooLarge beyond `most` bytes."""
+    from ingest.errors import DocumentTooLarge
+
+    digest, copied = hashlib.sha256(), 0
     (work / "original").mkdir(parents=True)
     target = work / "original" / safe_name(path.name)
     with path.open("rb") as source, target.open("wb") as copy:
         while block := source.read(_BLOCK_BYTES):
+            copied += len(block)
+            if copied > most:
+                raise DocumentTooLarge(
+                    f"The file has more than {most / 2**20:,.0f} MiB.",
+                    "Split it, or save it without pictures.",
+                )
             digest.update(block)
             copy.write(block)
         copy.flush()
         os.fsync(copy.fileno())
     return digest.hexdigest(), target
+
+
+def _parsed(copy: Path, password: str | None) -> Document:
+    """The whole document: pages are chosen of it later. Raises what open_document raises."""
+    from ingest import open_document
+    from ingest.errors import DocumentTooLarge
+
+    try:
+        return open_document(copy, password)
+    except DocumentTooLarge as error:
+        next_step = "Split the file, and open its parts one by one."
+        raise DocumentTooLarge(error.cause, next_step) from error
 
 
 def _publish(work: Path, place: Path) -> None:
