@@ -22,7 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the file; an existing one is replaced only when the new one is whole."""
-    from app.portable import SUFFIX, export_session
+    from app.exporting import export_session
+    from app.portable import SUFFIX
     from app.store import safe_name
 
     with opened_library(args) as library:

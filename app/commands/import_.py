@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check each file and take it in; a session that is here already is replaced."""
-    from app.portable import import_session
+    from app.importing import import_session
     from app.reports import library_entry
 
     with opened_library(args) as library:

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from app.errors import PortableFileBad, SessionNotReady
+from app.exporting import export_session
+from app.importing import import_session
 from app.library import Library
 from app.paths import data_paths
-from app.portable import export_session, import_session
 from app.service import Reader
 from engine.errors import ScorerUnavailable, SnapshotCorrupt
 from engine.generate import Sampling
@@ -103,7 +104,7 @@ Entries = dict[str, bytes]
 
 def rewritten(file: Path, change: Callable[[Entries], None], **how: Any) -> Path:
     """A copy of a portable file with changed entries; the manifest's hashes are made to fit."""
-    from app.portable import _digest_of
+    from app.portable import digest_of
 
     with zipfile.ZipFile(file) as archive:
         entries = {info.filename: archive.read(info) for info in archive.infolist()}
@@ -111,7 +112,7 @@ def rewritten(file: Path, change: Callable[[Entries], None], **how: Any) -> Path
     if how.get("rehash", True) and "manifest.json" in entries:
         manifest = json.loads(entries["manifest.json"])
         manifest["files"] = {
-            name: _digest_of(data) for name, data in entries.items() if name != "manifest.json"
+            name: digest_of(data) for name, data in entries.items() if name != "manifest.json"
         }
         entries["manifest.json"] = json.dumps(manifest).encode()
     target = file.with_name("bent.longread")

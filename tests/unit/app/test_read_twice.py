@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from app.cli import main
-from app.portable import export_session, import_session
+from app.exporting import export_session
+from app.importing import import_session
 from app.service import OpenSession, Reader
 from app.settings import ReadSettings
 from engine.errors import InvalidSetting, PrefillStopped

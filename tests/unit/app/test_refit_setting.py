@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from app.cli import main
+from app.exporting import export_session
 from app.identity import identity_of
-from app.portable import export_session, import_session
+from app.importing import import_session
 from app.service import Reader
 from app.settings import ReadSettings
 from engine.eviction import EvictionConfig
