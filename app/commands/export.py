@@ -21,14 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the file; an existing one is replaced only when the new one is whole."""
-    from app.exporting import export_session
-    from app.portable import SUFFIX
-    from app.store import safe_name
+    """Write the file; one that was named is replaced when the new one is whole."""
+    from app.exporting import default_target, export_session
 
     with opened_library(args) as library:
         record = library.session(args.session)
-        target = Path(args.file) if args.file else Path(safe_name(record.title) + SUFFIX)
+        target = Path(args.file) if args.file else default_target(record)
         nbytes = export_session(library, record.id, target)
     if args.json:
         print_json({"session": record.id, "file": str(target), "bytes": nbytes})
