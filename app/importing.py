@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.errors import PortableFileBad
 from app.identity import ID_LETTERS, session_id_of
-from app.library import Library
+from app.library import Library, remove_folder
 from app.portable import (
     FORMAT,
     JSON_NAMES,
@@ -49,14 +48,19 @@ _SETTING_TYPES = {
 
 
 def import_session(library: Library, file: Path) -> SessionRecord:
-    """Take in a portable file. Raises PortableFileBad, DocumentMissing or NotEnoughDisk.
+    """Take in a portable file.
+
+    Raises PortableFileBad, DocumentMissing, SessionBusy or NotEnoughDisk.
 
     Everything is unpacked beside its place and checked; only then does it appear in the library.
     """
     from ingest.errors import DocumentMissing
 
-    if not file.is_file():
+    if not file.exists():
         raise DocumentMissing(f"There is no file {file}.", "Check its name and folder.")
+    if not file.is_file():
+        what = "a folder" if file.is_dir() else "not an ordinary file"
+        raise PortableFileBad(f"{file} is {what}.", "Name a file that `export` has written.")
     try:
         with zipfile.ZipFile(file) as archive:
             return _Import(library, archive).run()
@@ -75,14 +79,19 @@ class _Import:
 
     def run(self) -> SessionRecord:
         """Unpack, check, publish."""
+        record = self._session()
+        with self.library.holding(record.id):
+            if self.library.find_session(record.id) is not None:
+                raise PortableFileBad(
+                    f"Session {record.id} is in the library already.",
+                    "Delete it first if the file's is to take its place.",
+                )
+            self._take_in(record)
+        return self.library.session(record.id)
+
+    def _take_in(self, record: SessionRecord) -> None:
         from engine.files import need_disk
 
-        record = self._session()
-        if self.library.find_session(record.id) is not None:
-            raise PortableFileBad(
-                f"Session {record.id} is in the library already.",
-                "Delete it first if the file's is to take its place.",
-            )
         paths = self.library.paths
         need_disk(paths.snapshots, sum(e.file_size for e in self.entries.values()), "The session")
         work = paths.snapshots / f"import-{record.id}.tmp-{os.getpid()}"
@@ -93,9 +102,7 @@ class _Import:
             messages = self._messages(work)
             self._publish(work, record, document, messages)
         finally:
-            if work.exists():
-                shutil.rmtree(work)
-        return self.library.session(record.id)
+            remove_folder(work)
 
     def _manifest(self) -> dict[str, Any]:
         for name in JSON_NAMES:
@@ -203,5 +210,7 @@ class _Import:
                 safe_name(str(stated.get("file_name", document.title))),
                 needs_password=bool(stated.get("needs_password")),
             )
-        os.replace(work / "snapshot", self.library.paths.snapshot(record.id))
+        snapshot = self.library.paths.snapshot(record.id)
+        remove_folder(snapshot)  # of a library whose database was moved away
+        os.replace(work / "snapshot", snapshot)
         self.library.import_session(record, messages)

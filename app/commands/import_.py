@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from app.commands.common import add_json, opened_library, print_json
+from app.commands.common import add_json, for_each_file, opened_library, print_json
+
+if TYPE_CHECKING:
+    from app.records import SessionRecord
 
 NAME = "import"
 HELP = "take in a session from a portable file"
@@ -18,15 +22,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check each file and take it in; a session that is here already is replaced."""
+    """Check each file and take it in; one that is refused does not keep the others out."""
     from app.importing import import_session
     from app.reports import library_entry
 
+    taken: list[SessionRecord] = []
     with opened_library(args) as library:
-        records = [import_session(library, Path(file)) for file in args.files]
+
+        def take_in(file: str) -> None:
+            taken.append(import_session(library, Path(file)))
+            if not args.json:
+                print(f"{taken[-1].id}  {taken[-1].title}", flush=True)
+
+        code = for_each_file(args.files, take_in)
     if args.json:
-        print_json([library_entry(record) for record in records])
-    else:
-        for record in records:
-            print(f"{record.id}  {record.title}")
-    return 0
+        print_json([library_entry(record) for record in taken])
+    return code
