@@ -31,7 +31,6 @@ ANSWER_STOPPED = "stopped"
 ANSWER_FAILED = "failed"
 
 JOB_ACTIVE = ("queued", "running")
-JOB_ENDED = ("done", "failed", "cancelled", "interrupted")
 
 
 @dataclass(frozen=True)
@@ -146,10 +145,11 @@ class JobView:
     """What the desk sees of one job.
 
     kind: "ingest", "plan" or "question". state: "queued", "running", "done", "failed",
-    "cancelled", or "interrupted" (the program ended; an ingest job can be resubmitted).
+    "cancelled", or "interrupted" (the program ended).
     done, total: tokens (bytes while a model is fetched). text: the answer so far.
-    message: one sentence for the user. result: kind "plan": Plan.to_dict(); "ingest": {session_id,
-    reused, resumed_from}; "question": the answer with citations.
+    message: for the user; while the job runs what it is at, and what the reader announced.
+    result: kind "plan": Plan.to_dict(); "ingest": {session_id, reused, resumed_from, told (what
+    was announced)}; "question": the answer with citations.
     """
 
     id: str

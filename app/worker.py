@@ -21,7 +21,7 @@ from app.jobs import JobStore
 from app.library import Library
 from app.messages import EXIT_INTERRUPTED, FAULT, explain
 from app.progress import READING_STAGES, STAGE_NAMES, OnProgress, RateMeter
-from app.records import JobView, MessageRecord, SessionRecord
+from app.records import ANSWER_STOPPED, JobView, MessageRecord, SessionRecord
 from app.settings import ReadSettings
 
 if TYPE_CHECKING:
@@ -64,7 +64,14 @@ class _Live:
         self.ended = threading.Event()
         self.meter = RateMeter()
         self.stage = ""
+        self.doing = "Working."
+        self.told: list[str] = []
         self.saved_at = 0.0
+
+    @property
+    def message(self) -> str:
+        """What is being done, and what the reader announced meanwhile."""
+        return " ".join([self.doing, *self.told])
 
 
 class Worker:
@@ -80,6 +87,7 @@ class Worker:
         self._store = JobStore(self.library.database)
         self._store.interrupt_orphans()
         self._live: dict[str, _Live] = {}
+        self._running: _Live | None = None
         self._lock = threading.Lock()
         self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._closing = False
@@ -97,7 +105,7 @@ class Worker:
         *,
         reread: bool = False,
     ) -> str:
-        """Read a file into a session. result: session_id, reused, resumed_from."""
+        """Read a file into a session. result: session_id, reused, resumed_from, told."""
         payload = _payload(path, pages, settings) | {"reread": reread}
         return self._submit("ingest", payload, password=password)
 
@@ -126,18 +134,12 @@ class Worker:
         payload = {"question": text, "question_id": question_id, "answer_id": answer_id}
         return self._submit("question", payload, record.id, sampling=sampling)
 
-    def resubmit(self, job_id: str, password: str | None = None) -> str:
-        """Submit an ended ingest job again; reading goes on from its checkpoint.
-
-        Raises AppError if there is no such ingest job.
-        """
-        view = self.job(job_id)
-        if view is None or view.kind != "ingest":
-            raise AppError("There is no such reading to go on with.", "Open the document again.")
-        session_id = view.session_id
-        if session_id is not None and self.library.find_session(session_id) is not None:
-            return self.submit_reopen(session_id)
-        return self._submit("ingest", view.payload, password=password)
+    def hear(self, text: str) -> None:
+        """What the reader announces while a job runs, for that job's message."""
+        live = self._running
+        if live is not None and not live.ended.is_set():
+            live.told.append(text)
+            self._change(live, message=live.message)
 
     # Observing
 
@@ -187,6 +189,8 @@ class Worker:
         live.stop.set()
         if waiting:
             self._end(live, "cancelled", message="Cancelled before it began.")
+            if "answer_id" in live.view.payload:
+                self.library.set_answer(live.view.payload["answer_id"], "", ANSWER_STOPPED, {})
 
     def delete_session(self, session_id: str) -> None:
         """Cancel what runs on a session, then remove it from the library and the disk.
@@ -244,7 +248,8 @@ class Worker:
             if self._closing:
                 self._end(live, "interrupted", message="The program was closed.")
                 continue
-            self._change(live, state="running", message="Working.", save=True)
+            self._running = live
+            self._change(live, state="running", message=live.message, save=True)
             try:
                 self._work(live)
             except Exception as error:  # noqa: BLE001 - the top of the thread: reported, never swallowed
@@ -262,6 +267,7 @@ class Worker:
                 "session_id": session.record.id,
                 "reused": session.reused,
                 "resumed_from": session.report.resumed_from,
+                "told": " ".join(live.told),
             }
             message = "Opened from disk." if session.reused else "Read."
             self._end(live, "done", message=message, result=result)
@@ -292,7 +298,8 @@ class Worker:
             problem = {"problem": str(explain(error) or FAULT)}
             self.library.set_answer(ids[1], "", "failed", problem)
             raise
-        self._change(live, message="Answering.", done=0, total=0, tok_s=0.0, eta_s=None)
+        live.doing = "Answering."
+        self._change(live, message=live.message, done=0, total=0, tok_s=0.0, eta_s=None)
         answer = answer_stored(
             self.library,
             self.reader,
@@ -315,11 +322,13 @@ class Worker:
                 live.meter.start(done, total)
             else:
                 live.meter.update(done, total)
-            name = STAGE_NAMES.get(stage, stage)
+            live.doing = f"{STAGE_NAMES.get(stage, stage)}."
             tok_s, eta_s = live.meter.tok_s, live.meter.eta_s
             if stage not in READING_STAGES:
                 tok_s, eta_s = 0.0, None
-            self._change(live, done=done, total=total, tok_s=tok_s, eta_s=eta_s, message=f"{name}.")
+            self._change(
+                live, done=done, total=total, tok_s=tok_s, eta_s=eta_s, message=live.message
+            )
 
         return progressed
 

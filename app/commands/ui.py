@@ -29,11 +29,14 @@ def run(args: argparse.Namespace) -> int:
     from app.settings import ReadSettings
     from app.worker import Worker
 
+    def announce(text: str) -> None:
+        say(text)
+        worker.hear(text)
+
     with opened_library(args) as library:
-        worker = Worker(
-            Reader(library, ReadSettings(model=args.model), answer_weights="auto", announce=say),
-            history_tokens=HISTORY_TOKENS,
-        )
+        settings = ReadSettings(model=args.model)
+        reader = Reader(library, settings, answer_weights="auto", announce=announce)
+        worker = Worker(reader, history_tokens=HISTORY_TOKENS)
         try:
             serve(worker, port=args.port, open_browser=not args.no_browser)
         finally:

@@ -33,6 +33,8 @@ class FakeReader:
         self.passwords: list[str | None] = []
         self.histories: list[int] = []
         self.fails: Exception | None = None
+        self.announces: list[str] = []
+        self.announce: Any = None
 
     def open(self, path: Any, **how: Any) -> Any:
         self.passwords.append(how["password"])
@@ -46,6 +48,8 @@ class FakeReader:
             SESSION, document=document.sha256, pages=(1, 1), model="tiny", settings={}, n_tokens=9
         )
         how["on_session"](SESSION)
+        for text in self.announces:
+            self.announce(text)
         return self._read(how)
 
     def reopen(self, session_id: str, **how: Any) -> Any:
@@ -144,6 +148,7 @@ def test_a_reading_reports_progress_and_its_session(worker: Worker, reader: Fake
         "session_id": SESSION,
         "reused": False,
         "resumed_from": 0,
+        "told": "",
     }
     assert worker.jobs(active=True) == [] and worker.sessions()[0].state == "ready"
     assert reader.passwords == ["open sesame"]
@@ -207,7 +212,36 @@ def test_a_waiting_job_is_cancelled_at_once(worker: Worker, reader: FakeReader) 
     assert len(reader.passwords) == 1
 
 
-def test_a_stopped_reading_is_cancelled_and_can_be_submitted_again(
+def test_a_question_stopped_while_it_waits_is_stopped(worker: Worker, reader: FakeReader) -> None:
+    read_book(worker, reader)
+    first = worker.submit_question(SESSION, "Who ran?")
+    second = worker.submit_question(SESSION, "Where?")
+    worker.cancel(second)
+    assert worker.job(second).state == "cancelled"
+    assert [m.state for m in worker.messages(SESSION)] == ["done", "pending", "done", "stopped"]
+    reader.step.release(3)
+    ended(worker, first)
+    assert [m.state for m in worker.messages(SESSION)] == ["done", "done", "done", "stopped"]
+
+
+def test_what_the_reader_announces_goes_with_the_job(worker: Worker, reader: FakeReader) -> None:
+    worker.hear("Nobody asked for anything yet.")
+    reader.announces = ["The checkpoint is dropped.", "Fewer threads are used."]
+    reader.announce = worker.hear
+    job_id = worker.submit_ingest("book.txt")
+    reader.step.release()
+    until(lambda: worker.job(job_id).done == 1)
+    told = "The checkpoint is dropped. Fewer threads are used."
+    assert worker.job(job_id).message == f"Reading. {told}"
+    reader.step.release(2)
+    view = ended(worker, job_id)
+    assert view.message == "Read." and view.result["told"] == told
+    reader.announces = []
+    reader.step.release(3)
+    assert ended(worker, worker.submit_ingest("book.txt")).result["told"] == ""
+
+
+def test_a_stopped_reading_is_cancelled_and_can_be_read_on(
     worker: Worker, reader: FakeReader
 ) -> None:
     job_id = worker.submit_ingest("book.txt")
@@ -218,7 +252,7 @@ def test_a_stopped_reading_is_cancelled_and_can_be_submitted_again(
     view = ended(worker, job_id)
     assert view.state == "cancelled" and "checkpoint" in view.message
     reader.step.release(3)
-    assert ended(worker, worker.resubmit(job_id)).state == "done"
+    assert ended(worker, worker.submit_reopen(SESSION)).state == "done"
 
 
 def test_a_refusal_is_a_sentence_with_its_class(worker: Worker) -> None:
