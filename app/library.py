@@ -23,6 +23,7 @@ from app.paths import DataPaths
 from app.records import (
     ANSWER_PENDING,
     SESSION_DAMAGED,
+    SESSION_READING,
     SESSION_READY,
     DocumentRecord,
     MessageRecord,
@@ -158,7 +159,7 @@ class Library:
             "last_page": pages[1],
             "model": model,
             "settings": json.dumps(settings, sort_keys=True),
-            "state": "reading",
+            "state": SESSION_READING,
             "problem": "",
             "n_tokens": n_tokens,
             "used_at": now(),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from app.commands.common import add_json, data_dir, print_json
 from app.errors import AppError, DataDirUnusable
 from app.messages import LIBRARY_REPAIR
+from app.records import SESSION_DAMAGED, SESSION_READY
 
 if TYPE_CHECKING:
     from app.paths import DataPaths
@@ -212,8 +213,8 @@ def _sessions(paths: DataPaths, problems: list[dict[str, str]]) -> dict[str, Any
             }
         )
     for record in records:
-        missing = record.state == "ready" and not paths.snapshot(record.id).is_dir()
-        if record.state == "damaged" or missing:
+        missing = record.state == SESSION_READY and not paths.snapshot(record.id).is_dir()
+        if record.state == SESSION_DAMAGED or missing:
             problems.append(
                 {
                     "what": f"Session {record.id} ({record.title}) is damaged: "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from app.commands.common import add_json, opened_library, print_json
+from app.records import SESSION_READY
 
 NAME = "sessions"
 HELP = "list the documents that were read"
@@ -27,7 +28,8 @@ def run(args: argparse.Namespace) -> int:
     if not records:
         print("No document has been read yet. Try: ask FILE -q QUESTION")
     for record in records:
-        state = "" if record.state == "ready" else f"  [{record.state}] {record.problem}".rstrip()
+        ready = record.state == SESSION_READY
+        state = "" if ready else f"  [{record.state}] {record.problem}".rstrip()
         print(
             f"{record.id}  {record.title}  {record.n_tokens} tokens, "
             f"{record.nbytes / 2**20:.1f} MiB, {record.n_questions} questions, "

@@ -35,12 +35,21 @@ def advice(message: str, error: str = "") -> str:
     if error in _WHOLE:
         return _WHOLE[error]
     sentences = _SENTENCE.split(message.strip())
-    kept = [sentence for sentence in sentences if not _FLAG.search(sentence)]
+    kept = _without_flags(sentences)
     text = " ".join(kept)
     step = _NEXT_STEP.get(error, "")
     if step and step not in text and (len(kept) < 2 or len(kept) < len(sentences)):
         text = f"{text} {step}".strip()
     return text or "Something went wrong. The log in the data directory says what."
+
+
+def told(text: str) -> str:
+    """What the reader announced, without sentences that name flags; may be nothing."""
+    return " ".join(_without_flags(_SENTENCE.split(text.strip())))
+
+
+def _without_flags(sentences: list[str]) -> list[str]:
+    return [sentence for sentence in sentences if not _FLAG.search(sentence)]
 
 
 def needs_password(job: JobView) -> bool:

@@ -6,8 +6,10 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
+from app.desk.advice import told
 from app.desk.words import count, duration, size, stretch
-from app.records import JobView, SessionRecord
+from app.progress import STAGE_NAMES
+from app.records import SESSION_READY, JobView, SessionRecord
 
 NOT_RUNNING = {
     "queued": "Waiting until the work before it is done.",
@@ -106,13 +108,16 @@ def progress_card(job: JobView, title: str) -> str:
     known = job.total > 0 and job.state == "running"
     value = f'aria-valuenow="{share * 100:.0f}"' if known else ""
     fill = "lr-fill" if known else "lr-fill lr-unknown"
-    stage = job.message.rstrip(". ") or "Working"
+    stage, _, announced = job.message.partition(". ")
+    stage = stage.rstrip(". ") or "Working"
+    below = told(announced)
     return (
         f"{heading(title, NOT_RUNNING.get(job.state, stage))}"
         f'<div class="lr-bar" role="progressbar" aria-label="{html.escape(stage)}" '
         f'aria-valuemin="0" aria-valuemax="100" {value} aria-valuetext="{html.escape(words)}">'
         f'<div class="{fill}" style="width:{share * 100 if known else 100:.1f}%"></div></div>'
         f'<p class="lr-progress">{html.escape(words)}</p>'
+        + (f'<p class="lr-line">{html.escape(below)}</p>' if below else "")
     )
 
 
@@ -123,7 +128,7 @@ def progress_words(job: JobView) -> str:
     if job.total <= 0:
         return "One moment"
     share = f"{100 * job.done / job.total:.0f}\u00a0%"
-    if job.total > 10_000_000:  # a model being fetched: bytes
+    if job.message.startswith(STAGE_NAMES["fetch"]):  # in bytes
         return f"{size(job.done)} of {size(job.total)} \u00b7 {share}"
     parts = [f"{job.done:,} of {job.total:,} tokens", share]
     if job.tok_s > 0:
@@ -142,7 +147,7 @@ def reading_strip(job: JobView, title: str) -> str:
 def session_heading(record: SessionRecord, doubts: Sequence[str] = ()) -> str:
     """Title of an open session, what is remembered of it, and why to doubt what was read."""
     parts = [stretch(record), count(record.n_tokens, "token")]
-    if record.state == "ready":
+    if record.state == SESSION_READY:
         parts += [f"{record.kept_fraction:.0%} kept", f"{size(record.nbytes)} in memory"]
     parts.append(record.model)
     title = heading(record.title or record.file_name or "Untitled", " \u00b7 ".join(parts))

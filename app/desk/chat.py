@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from app.desk.advice import told
 from app.desk.words import page_name
 from app.records import JobView, MessageRecord
 
@@ -67,7 +68,7 @@ def chips(citations: Sequence[dict[str, Any]], page_kind: str, css: str) -> str:
 def _passage(citation: dict[str, Any], page_kind: str) -> str:
     name = page_name(int(citation["page"]), str(citation.get("label", "")), page_kind)
     quote = " ".join(str(citation.get("quote", "")).split())
-    found = "found in the text" if citation["verified"] else "similar in meaning, not word for word"
+    found = "found word for word" if citation["verified"] else "similar words"
     return f"<li><strong>{_inert(name)}</strong>, {found}: \u201c{_inert(quote)}\u201d</li>"
 
 
@@ -102,7 +103,7 @@ def _pending(job: JobView | None, css: str) -> str:
         return harmless(job.text)
     if job.state == "queued":
         return _note("Waiting until the work before it is done\u2026", css)
-    return _note(html.escape(job.message or "Thinking").rstrip(".") + "\u2026", css)
+    return _note(html.escape(told(job.message) or "Thinking").rstrip(".") + "\u2026", css)
 
 
 def _answer(message: MessageRecord, page_kind: str, css: str) -> str:

@@ -47,7 +47,7 @@ class Page:
     def __init__(
         self, worker: DeskWorker, uploads: Uploads, *, version: str, chip_class: str = "lr-chip"
     ) -> None:
-        self.seats = Seats(lambda: Seat(worker, uploads, chip_class))
+        self.seats = Seats(lambda: Seat(worker, uploads, chip_class, lambda: self.seats.all()))
         self.version = version
         self.watched: list[Any] = []
         with gr.Blocks(

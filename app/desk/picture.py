@@ -19,7 +19,7 @@ from app.desk.advice import advice, is_calm, job_advice, needs_password
 from app.desk.chat import ChatMessage, conversation
 from app.desk.port import DeskWorker
 from app.desk.words import session_line
-from app.records import JobView, SessionRecord
+from app.records import SESSION_DAMAGED, SESSION_READING, SESSION_READY, JobView, SessionRecord
 
 HOME = ""
 
@@ -49,11 +49,18 @@ class Picture:
 
 
 def draw(
-    worker: DeskWorker, place: str, *, note: str = "", confirm: bool = False, css: str = "lr-chip"
+    worker: DeskWorker,
+    place: str,
+    *,
+    note: str = "",
+    told: str = "",
+    confirm: bool = False,
+    css: str = "lr-chip",
 ) -> Picture:
     """The picture of a place as things stand now; a reading that ended leads to its session.
 
     note     an error sentence to show on top
+    told     what was announced, to show there where there is no note
     confirm  whether the question before deleting is open
     """
     active = worker.jobs(active=True)
@@ -69,7 +76,7 @@ def draw(
             for record in sessions
         ),
         strip=_strip(worker, active, place),
-        notice=cards.notice(note, "info" if is_calm(note) else "error"),
+        notice=cards.notice(note or told, "error" if note and not is_calm(note) else "info"),
         busy=bool(active),
     )
     if kind == "session":
@@ -136,9 +143,9 @@ def _chat(
     answering = question_job(active, record.id)
     reading = _is_read(active, record.id)
     notice = base.notice
-    if not notice and record.state == "damaged":
+    if not notice and record.state == SESSION_DAMAGED:
         notice = cards.notice(advice(record.problem, "SnapshotCorrupt"))
-    if not notice and record.state == "reading" and not reading:
+    if not notice and record.state == SESSION_READING and not reading:
         text = "This document has not been read to the end. Continue where the reading stopped."
         notice = cards.notice(text, "info")
     return replace(
@@ -149,8 +156,8 @@ def _chat(
         head=cards.session_heading(record, worker.doubts(record)),
         messages=conversation(worker.messages(record.id), answering, record.page_kind, css),
         answering=answering is not None,
-        can_ask=record.state == "ready" and answering is None,
-        can_resume=record.state == "reading" and not reading,
+        can_ask=record.state == SESSION_READY and answering is None,
+        can_resume=record.state == SESSION_READING and not reading,
     )
 
 

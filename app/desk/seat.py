@@ -9,16 +9,17 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from app.desk import words
-from app.desk.advice import advice, job_advice
+from app.desk.advice import advice, job_advice, told
 from app.desk.picture import HOME, Picture, draw, place_on_load, question_job, reading_job
 from app.desk.port import DeskWorker
 from app.desk.uploads import Uploads
 from app.messages import FAULT, explain
+from app.records import JobView
 
 MAX_SEATS = 64
 _log = logging.getLogger("longread")
@@ -27,12 +28,20 @@ _log = logging.getLogger("longread")
 class Seat:
     """One tab: where it is, which password it was told, and what it was sent last."""
 
-    def __init__(self, worker: DeskWorker, uploads: Uploads, css: str = "lr-chip") -> None:
+    def __init__(
+        self,
+        worker: DeskWorker,
+        uploads: Uploads,
+        css: str = "lr-chip",
+        others: Callable[[], Sequence[Seat]] = tuple,
+    ) -> None:
         self.worker = worker
         self.uploads = uploads
         self.css = css
+        self.others = others
         self.place = HOME
         self.note = ""
+        self.told = ""
         self.confirm = False
         self.password: str | None = None
         self.lock = threading.RLock()
@@ -43,19 +52,27 @@ class Seat:
 
     def look(self) -> Picture:
         """The picture as things stand; follows a reading that has ended to its session."""
-        picture = draw(self.worker, self.place, note=self.note, confirm=self.confirm, css=self.css)
+        picture = self._draw()
         if picture.place != self.place:
             # What was said on the way (cancelled, failed) stays until the next click.
-            self._leave(note=self._note_of_ended())
+            self._leave(self._note_of_ended(), self._told_at_return())
             self.place = picture.place
-            picture = draw(
-                self.worker, self.place, note=self.note, confirm=self.confirm, css=self.css
-            )
+            picture = self._draw()
         return picture
+
+    def _draw(self) -> Picture:
+        return draw(
+            self.worker,
+            self.place,
+            note=self.note,
+            told=self.told,
+            confirm=self.confirm,
+            css=self.css,
+        )
 
     def act(self, action: Callable[..., None], *given: Any) -> None:
         """Run one click; a refusal becomes the note, a fault of ours is also logged."""
-        self.note = ""
+        self.note = self.told = ""
         try:
             action(*given)
         except Exception as error:  # noqa: BLE001 - the top of a click: reported, never swallowed
@@ -161,28 +178,47 @@ class Seat:
 
     # Inside
 
-    def _leave(self, note: str = "") -> None:
+    def _leave(self, note: str = "", told: str = "") -> None:
         """Before the place changes: what belonged to it is dropped, a temporary file included."""
+        path = self.dropped()
+        if path and not self._is_needed(path):
+            self.uploads.discard(path)
+        self.confirm, self.password, self.note, self.told = False, None, note, told
+
+    def dropped(self) -> str:
+        """The file that this place is about; nothing where there is none."""
+        job = self._job()
+        return str(job.payload.get("path", "")) if job is not None else ""
+
+    def _is_needed(self, path: str) -> bool:
+        """Whether a job that waits or runs, or another tab, still wants a dropped file."""
+        jobs = self.worker.jobs(active=True)
+        return any(job.payload.get("path") == path for job in jobs) or any(
+            seat.dropped() == path for seat in self.others() if seat is not self
+        )
+
+    def _job(self) -> JobView | None:
+        """The job whose place this is."""
         kind, _, name = self.place.partition(":")
-        job = self.worker.job(name) if kind in ("plan", "read") else None
-        if job is not None and not job.active:
-            self.uploads.discard(job.payload.get("path"))
-        self.confirm, self.password, self.note = False, None, note
+        return self.worker.job(name) if kind in ("plan", "read") else None
 
     def _note_of_ended(self) -> str:
-        kind, _, name = self.place.partition(":")
-        job = self.worker.job(name) if kind in ("plan", "read") else None
+        job = self._job()
         if self.note or job is None or job.state in ("done", "queued", "running"):
             return self.note
         return job_advice(job)
+
+    def _told_at_return(self) -> str:
+        """What was announced of a document that opened at once; a reading showed it meanwhile."""
+        job = self._job()
+        return told(str(job.result.get("told", ""))) if job and job.result.get("reused") else ""
 
     def _session_id(self) -> str:
         kind, _, name = self.place.partition(":")
         return name if kind == "session" else ""
 
     def _path(self) -> Path:
-        job = self.worker.job(self.place.partition(":")[2])
-        return Path(str(job.payload["path"])) if job is not None else Path()
+        return Path(self.dropped())
 
     def _pages(self, first: Any, last: Any) -> tuple[int, int] | None:
         """The typed range, or the note says what is wrong with it and None comes back."""
@@ -218,3 +254,8 @@ class Seats:
             while len(self._seats) > MAX_SEATS:
                 self._seats.popitem(last=False)
             return seat
+
+    def all(self) -> list[Seat]:
+        """The seats there are."""
+        with self._lock:
+            return list(self._seats.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.records import SessionRecord
+from app.records import SESSION_DAMAGED, SESSION_READING, SessionRecord
 
 
 def count(number: int, noun: str) -> str:
@@ -70,9 +70,9 @@ def session_line(record: SessionRecord, *, being_read: bool = False) -> str:
     pages = stretch(record)
     if being_read:
         return f"{title}\n{pages} \u00b7 being read"
-    if record.state == "reading":
+    if record.state == SESSION_READING:
         return f"{title}\n{pages} \u00b7 not read to the end"
-    if record.state == "damaged":
+    if record.state == SESSION_DAMAGED:
         return f"{title}\n{pages} \u00b7 damaged"
     asked = count(record.n_questions, "question") if record.n_questions else "no questions yet"
     return f"{title}\n{pages} \u00b7 {asked}"

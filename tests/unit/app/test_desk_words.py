@@ -43,6 +43,7 @@ def test_chips_tell_verified_from_not_verified_in_words() -> None:
     assert shown.count("\u2713 p. 3") == 1
     assert "p. ix (page 9 of the file) \u00b7 not verified" in shown
     assert "a &lt;b&gt;" in shown
+    assert "similar words" in shown and "meaning" not in shown
     assert chips([], "page", "k") == ""
 
 
