@@ -1,4 +1,4 @@
-"""Bytes to text when nobody says in which encoding: strict UTF-8 first, then an announced guess."""
+"""Bytes to text when nobody says in which encoding: UTF-8 first, then an announced guess."""
 
 from __future__ import annotations
 
@@ -18,53 +18,75 @@ _DECLARED = re.compile(
 )
 _MULTIBYTE = ("shift_jis", "euc_jp", "gb18030", "big5", "euc_kr")
 _SAMPLE_BYTES = 65536
+_BAD_RUN = re.compile("[\udc80-\udcff]{1,4}")  # bytes as "surrogateescape" shows them: a character
+_BAD_ALLOWED = 2  # sequences of bytes that are no UTF-8, in a text taken for UTF-8 all the same
+_BAD_SHARE = 0.01  # of those beyond ASCII that are UTF-8, if that allows more
+_GOOD_PER_BAD = 4  # ... and in a short text at least so many must be UTF-8 for each that is not
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """The text, its encoding, and whether that encoding was only guessed."""
+    """The text, its encoding, whether that encoding was only guessed, and how many bytes could not
+    be decoded and became U+FFFD (known for UTF-8 and encodings that are named)."""
 
     text: str
     encoding: str
     guessed: bool
+    undecoded: int = 0
 
 
 def decode(data: bytes, *, declared: bool = False) -> Decoded | None:
     """Decode `data`, or None if it is no text at all.
 
-    Order: byte order mark; UTF-16 by its pattern of zero bytes; strict UTF-8; with `declared`,
-    what an XML or HTML head names; a guess among Cyrillic, CJK and Western encodings. The guess is
-    marked, so that the caller can say so.
+    Order: byte order mark; UTF-16 by its pattern of zero bytes; UTF-8, a few bad bytes allowed;
+    with `declared`, what an XML or HTML head names; a guess among Cyrillic, CJK and Western
+    encodings. The guess is marked, so that the caller can say so.
     """
     for bom, encoding in _BOMS:
         if data.startswith(bom):
-            return _checked(data.decode(encoding, errors="replace"), encoding, guessed=False)
+            lost = sum(_bad_runs(data)) if encoding == "utf-8-sig" else 0
+            text = data.decode(encoding, errors="replace")
+            return _checked(text, encoding, guessed=False, undecoded=lost)
     if wide := _utf16_pattern(data):
         return _checked(data.decode(wide, errors="replace"), wide, guessed=True)
-    text = _as_utf8(data)
-    if text is not None:
-        return _checked(text, "utf-8", guessed=False)
-    if declared and (named := _declared_encoding(data)):
-        return _checked(data.decode(named, errors="replace"), named, guessed=False)
+    named = _declared_encoding(data) if declared else None
+    text = data.decode("utf-8", errors="replace")
+    bad = _bad_runs(data) if "\ufffd" in text else []
+    if _is_utf8(text, bad, named):
+        return _checked(text, "utf-8", guessed=False, undecoded=sum(bad))
+    if named is not None and named != "utf-8":
+        text = data.decode(named, errors="replace")
+        return _checked(text, named, guessed=False, undecoded=text.count("\ufffd"))
     encoding = _guess(data)
     return _checked(data.decode(encoding, errors="replace"), encoding, guessed=True)
 
 
-def _as_utf8(data: bytes) -> str | None:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        return None
+def _bad_runs(data: bytes) -> list[int]:
+    """Lengths in bytes of what is no UTF-8, a spoilt character at a time."""
+    escaped = data.decode("utf-8", errors="surrogateescape")
+    return [len(run) for run in _BAD_RUN.findall(escaped)]
 
 
-def _checked(text: str, encoding: str, *, guessed: bool) -> Decoded | None:
+def _is_utf8(text: str, bad: list[int], named: str | None) -> bool:
+    """Whether `text`, decoded as UTF-8, is what was meant: nothing bad in it, or little for the
+    good characters beyond ASCII. If the file names UTF-8, less bad than good is enough."""
+    if not bad:
+        return True
+    good = sum(1 for char in text if char > "\x7f" and char != "\ufffd")
+    if named == "utf-8":
+        return good > len(bad)
+    allowed = max(_BAD_ALLOWED, _BAD_SHARE * good)
+    return len(bad) <= allowed and good >= _GOOD_PER_BAD * len(bad)
+
+
+def _checked(text: str, encoding: str, *, guessed: bool, undecoded: int = 0) -> Decoded | None:
     """None where the decoded characters say "binary": many control or undecodable ones."""
     sample = text[:_SAMPLE_BYTES]
     bad = sum(1 for char in sample if char == "\ufffd" or (char < " " and char not in "\t\n\r\f"))
     bad += sum(1 for char in sample if "\x7f" <= char < "\xa0")
     if bad > max(4, 0.02 * len(sample)):
         return None
-    return Decoded(text, encoding, guessed)
+    return Decoded(text, encoding, guessed, undecoded)
 
 
 def _declared_encoding(data: bytes) -> str | None:

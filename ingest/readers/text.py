@@ -90,14 +90,25 @@ def _is_heading(text: str) -> bool:
 
 
 def text_warnings(request: Request) -> list[DocumentWarning]:
-    """A guessed encoding, and a kind of text that was taken for granted."""
+    """A guessed encoding, undecoded bytes, and a kind of text that was taken for granted."""
     found = []
     if request.decoded is not None and request.decoded.guessed:
         message = (
-            f"The file is not UTF-8 and does not name its encoding: read as "
+            f"The file is not UTF-8 and names no other encoding: read as "
             f"{request.decoded.encoding}. Odd letters mean that this guess was wrong."
         )
         found.append(DocumentWarning("encoding_guessed", message))
+    if request.decoded is not None and request.decoded.undecoded:
+        found.append(_undecoded(request.decoded))
     if request.assumed:
         found.append(DocumentWarning("read_as_text", request.assumed))
     return found
+
+
+def _undecoded(decoded: Decoded) -> DocumentWarning:
+    n = decoded.undecoded
+    message = (
+        f"{n:,} byte{' could' if n == 1 else 's could'} not be decoded as {decoded.encoding}: "
+        "a \ufffd stands in the place."
+    )
+    return DocumentWarning("bytes_undecoded", message)

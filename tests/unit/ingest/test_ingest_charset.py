@@ -1,0 +1,101 @@
+"""Encodings: a few bad bytes do not unmake UTF-8, and only encodings of text are taken at their
+word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from ingest_files import codes, read_here
+
+from ingest.charset import decode
+
+GERMAN = "Größe ist für Köln wichtig. " * 400
+JAPANESE = "これは日本語の文章です。東京は首都。" * 50
+
+
+def page(charset: str, text: bytes) -> bytes:
+    return b"<html><head><meta charset=" + charset.encode() + b"></head><p>" + text
+
+
+@pytest.mark.parametrize(
+    ("data", "start", "undecoded"),
+    [
+        (GERMAN.encode() + b"\xff", GERMAN, 1),
+        (b"\xe9t\xe9 " + GERMAN.encode(), "\ufffdt\ufffd Größe", 2),
+        (JAPANESE.encode()[:-1], JAPANESE[:-1], 2),
+        (JAPANESE.encode()[:-2], JAPANESE[:-1], 1),
+        (JAPANESE.encode().replace(b"\xe6\x96\x87", b"\xff\x96\x87", 1), "これは日本語の\ufffd", 3),
+        ("Größe für Köln".encode() + b"\xff", "Größe für Köln", 1),
+        (b"\xef\xbb\xbf" + GERMAN.encode() + b"\xff", GERMAN, 1),
+        (f"{GERMAN}\ufffd{GERMAN}".encode() + b"\xff", GERMAN, 1),
+    ],
+)
+def test_utf8_with_a_few_bad_bytes_stays_utf8(data: bytes, start: str, undecoded: int) -> None:
+    decoded = decode(data)
+    assert decoded is not None
+    assert decoded.encoding.startswith("utf-8") and not decoded.guessed
+    assert decoded.text.startswith(start)
+    assert decoded.undecoded == undecoded
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("cp1252", "Größe der Stadt"),
+        ("cp1252", GERMAN),
+        ("cp1252", "one caf\u00e9 in a long English text " + "and more of it " * 90),
+        ("cp1251", "Привет мир, это русский текст о реке. " * 50),
+        ("shift_jis", JAPANESE),
+        ("gb18030", "联通"),
+    ],
+)
+def test_other_encodings_are_not_taken_for_damaged_utf8(encoding: str, text: str) -> None:
+    decoded = decode(text.encode(encoding))
+    assert decoded is not None and decoded.guessed
+    assert decoded.undecoded == 0
+    assert encoding == "gb18030" or decoded.text == text
+
+
+@pytest.mark.parametrize("n_bad", [1, 3])
+def test_bytes_that_cannot_be_decoded_are_announced(tmp_path: Path, n_bad: int) -> None:
+    path = tmp_path / "b.txt"
+    path.write_bytes(GERMAN.encode() + b"\xff" * n_bad)
+    document = read_here(path)
+    assert "encoding_guessed" not in codes(document)
+    (warning,) = [w for w in document.warnings if w.code == "bytes_undecoded"]
+    assert warning.message.startswith("1 byte could" if n_bad == 1 else "3 bytes could")
+
+
+def test_sound_text_has_no_such_warning(tmp_path: Path) -> None:
+    path = tmp_path / "b.txt"
+    path.write_text(GERMAN + "\ufffd", encoding="utf-8")
+    assert not codes(read_here(path))
+
+
+@pytest.mark.parametrize(
+    ("charset", "text"),
+    [
+        ("iso-8859-2", "Zażółć gęślą jaźń"),
+        ("windows-1251", "Привет мир"),
+        ("koi8-r", "Привет мир"),
+        ("shift_jis", JAPANESE),
+        ("euc-jp", JAPANESE),
+        ("gb2312", "联通 和 电信"),
+        ("big5", "東京"),
+        ("euc-kr", "서울"),
+    ],
+)
+def test_an_encoding_that_is_named_is_taken(tmp_path: Path, charset: str, text: str) -> None:
+    path = tmp_path / "b.html"
+    path.write_bytes(page(charset, text.encode(charset)))
+    document = read_here(path)
+    assert document.text == text
+    assert not codes(document)
+
+
+def test_a_page_that_says_utf8_and_mostly_is_stays_utf8() -> None:
+    data = page("utf-8", "Grüße aus Köln".encode() + b"\xff \xff")
+    decoded = decode(data, declared=True)
+    assert decoded is not None
+    assert (decoded.encoding, decoded.undecoded) == ("utf-8", 2)
