@@ -18,6 +18,7 @@ _DECLARED = re.compile(
 )
 _MULTIBYTE = ("shift_jis", "euc_jp", "gb18030", "big5", "euc_kr")
 _SAMPLE_BYTES = 65536
+_ASCII_PROBE = rb"<p> Az09 +AGE- \x41 \u0042"  # an escape in some codecs that are no encodings
 _BAD_RUN = re.compile("[\udc80-\udcff]{1,4}")  # bytes as "surrogateescape" shows them: a character
 _BAD_ALLOWED = 2  # sequences of bytes that are no UTF-8, in a text taken for UTF-8 all the same
 _BAD_SHARE = 0.01  # of those beyond ASCII that are UTF-8, if that allows more
@@ -90,13 +91,19 @@ def _checked(text: str, encoding: str, *, guessed: bool, undecoded: int = 0) -> 
 
 
 def _declared_encoding(data: bytes) -> str | None:
+    """The encoding that an XML or HTML head names, or None. A head in 8-bit letters that names
+    UTF-16 or UTF-32 means UTF-8, as the HTML standard has it."""
     match = _DECLARED.search(data[:4096])
     if match is None:
         return None
     try:
-        return codecs.lookup(match[1].decode("ascii")).name
-    except LookupError:
-        return None
+        name = codecs.lookup(match[1].decode("ascii")).name
+        if name.startswith(("utf-16", "utf-32")):
+            return "utf-8"
+        probed = _ASCII_PROBE.decode(name, errors="replace")
+        return name if probed == _ASCII_PROBE.decode("ascii") else None
+    except (LookupError, UnicodeError):
+        return None  # unknown, or a codec of another kind: hex, rot13, idna
 
 
 def _utf16_pattern(data: bytes) -> str | None:

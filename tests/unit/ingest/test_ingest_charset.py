@@ -73,6 +73,27 @@ def test_sound_text_has_no_such_warning(tmp_path: Path) -> None:
     assert not codes(read_here(path))
 
 
+@pytest.mark.parametrize("charset", ["utf-16", "UTF-16LE", "utf-32", "unicode", "utf-7"])
+def test_an_8_bit_page_that_says_utf16_is_utf8(charset: str) -> None:
+    decoded = decode(page(charset, GERMAN.encode() + b"\xff"), declared=True)
+    assert decoded is not None
+    assert (decoded.encoding, decoded.guessed, decoded.undecoded) == ("utf-8", False, 1)
+    assert GERMAN in decoded.text
+
+
+@pytest.mark.parametrize(
+    "charset",
+    """hex rot13 base64 zlib idna punycode undefined unicode_escape cp037 utf-16 utf-8
+    no-such-thing""".split(),  # noqa: SIM905
+)
+def test_a_name_that_is_no_encoding_of_pages_leaves_a_guess(tmp_path: Path, charset: str) -> None:
+    path = tmp_path / "b.html"
+    path.write_bytes(page(charset, "Größe und Maß, +AGE- \\x41".encode("cp1252")))
+    document = read_here(path)
+    assert document.text == "Größe und Maß, +AGE- \\x41"
+    assert "encoding_guessed" in codes(document)
+
+
 @pytest.mark.parametrize(
     ("charset", "text"),
     [
