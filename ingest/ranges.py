@@ -37,8 +37,9 @@ def chosen_pages(count: int, pages: PageRange | None, max_pages: int, what: str)
     first, last = pages or (1, count)
     if first > count:
         raise PagesNotFound(
-            f"The document has {count} pages; page {first} is not among them.",
-            f"Choose pages between 1 and {count}.",
+            f"The document has {count:,} {'page' if count == 1 else 'pages'}; page {first} is not "
+            "among them.",
+            "Choose page 1." if count == 1 else f"Choose pages between 1 and {count}.",
         )
     numbers = range(first, min(last, count) + 1)
     if len(numbers) > max_pages:

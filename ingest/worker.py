@@ -110,7 +110,10 @@ def _check_recovered(document: Document) -> None:
 
 def _part_warning(parsed: Parsed) -> DocumentWarning:
     first, last = parsed.pages[0].number, parsed.pages[-1].number
-    message = f"Only {parsed.page_kind}s {first} to {last} were read, as asked."
+    which = f"{parsed.page_kind} {first} was"
+    if first != last:
+        which = f"{parsed.page_kind}s {first} to {last} were"
+    message = f"Only {which} read, as asked."
     return DocumentWarning("page_range", message, first)
 
 

@@ -177,6 +177,24 @@ def test_a_page_range_keeps_the_numbers_of_the_file(tmp_path: Path) -> None:
     assert [page.number for page in read_here(path, pages=(7, 99)).pages] == [7, 8]
 
 
+@pytest.mark.parametrize(
+    ("pages", "said"),
+    [((3, 3), "Only page 3 was read"), ((3, 5), "Only pages 3 to 5 were read")],
+)
+def test_a_page_range_is_said_in_one_or_many(
+    tmp_path: Path, pages: tuple[int, int], said: str
+) -> None:
+    document = read_here(book(tmp_path / "b.pdf", 8), pages=pages)
+    (warning,) = [w for w in document.warnings if w.code == "page_range"]
+    assert warning.message.startswith(said)
+
+
+def test_one_page_is_no_pages(tmp_path: Path) -> None:
+    with pytest.raises(PagesNotFound, match="has 1 page; page 2") as caught:
+        read_here(book(tmp_path / "b.pdf", 1), pages=(2, 3))
+    assert caught.value.next_step == "Choose page 1."
+
+
 @pytest.mark.parametrize("pages", [(9, 12), (0, 2), (3, 2), (-1, 1)])
 def test_an_impossible_page_range_is_refused(tmp_path: Path, pages: tuple[int, int]) -> None:
     with pytest.raises(PagesNotFound) as caught:
