@@ -17,6 +17,7 @@ from app.commands.common import (
     print_json,
     say,
 )
+from app.desk import words
 
 if TYPE_CHECKING:
     from app.paths import DataPaths
@@ -227,8 +228,9 @@ def _tell(number: int, n_documents: int, outcome: DocumentResult | Refused) -> N
     if isinstance(outcome, Refused):
         say(f"{place}: left out. {outcome.cause}")
         return
+    asked = words.count(outcome.n_questions, "question")
     seconds = sum(row.seconds for row in [*outcome.rows, *filter(None, [outcome.full])])
-    say(f"{place}: {outcome.n_tokens} tokens, {outcome.n_questions} questions, {seconds:.1f} s")
+    say(f"{place}: {outcome.n_tokens} tokens, {asked}, {seconds:.1f} s")
 
 
 def _print_table(report: dict[str, Any]) -> None:
@@ -238,8 +240,9 @@ def _print_table(report: dict[str, Any]) -> None:
     if report["refit"]:
         how += ", values refitted"
     print(
-        f"{report['model']}: {report['documents']} documents of {report['n_tokens']:.0f} tokens, "
-        f"{report['questions']} questions; allocation {report['allocation']}, {how}"
+        f"{report['model']}: {words.count(report['documents'], 'document')} of "
+        f"{report['n_tokens']:.0f} tokens, {words.count(report['questions'], 'question')}; "
+        f"allocation {report['allocation']}, {how}"
     )
     print("".join(_padded(heading, width) for _, heading, width, _ in COLUMNS).rstrip())
     full = {"scorer": "full cache", "kept": 1.0, **report["full"]}

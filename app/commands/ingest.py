@@ -18,6 +18,7 @@ from app.commands.common import (
     opened_library,
     print_json,
 )
+from app.desk import words
 
 if TYPE_CHECKING:
     from app.progress import ProgressLine
@@ -85,7 +86,7 @@ def _parse_one(file: str, args: argparse.Namespace) -> None:
         print_json(report, lines=len(args.files) > 1)
         return
     print(
-        f"{document.title}: {document.kind}, {report['pages']} {document.page_kind}s, "
+        f"{document.title}: {document.kind}, {words.count(report['pages'], document.page_kind)}, "
         f"{report['characters']} characters"
     )
     for warning in document.warnings:

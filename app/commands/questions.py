@@ -6,6 +6,7 @@ import argparse
 
 from app.commands.arguments import a_path
 from app.commands.common import add_json, print_json
+from app.desk import words
 
 NAME = "questions"
 HELP = "builds a question set from public data or from nothing, as JSON lines"
@@ -74,5 +75,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(counts)
     else:
-        print(f"{counts['documents']} documents, {counts['questions']} questions: {args.out}")
+        asked = words.count(counts["questions"], "question")
+        print(f"{words.count(len(documents), 'document')}, {asked}: {args.out}")
     return 0

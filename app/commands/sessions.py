@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from app.commands.common import add_json, opened_library, print_json
+from app.desk import words
 from app.records import SESSION_READY
 
 NAME = "sessions"
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
         state = "" if ready else f"  [{record.state}] {record.problem}".rstrip()
         print(
             f"{record.id}  {record.title}  {record.n_tokens} tokens, "
-            f"{record.nbytes / 2**20:.1f} MiB, {record.n_questions} questions, "
+            f"{record.nbytes / 2**20:.1f} MiB, {words.count(record.n_questions, 'question')}, "
             f"{record.model}{state}"
         )
     return 0

@@ -7,17 +7,17 @@ import json
 import math
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.commands.arguments import a_path, above_zero, count, no_folder, positive, readable, seed
 from app.commands.common import add_json, data_dir, print_json, say
+from app.commands.training_data import training_documents
+from app.desk import words
 
 if TYPE_CHECKING:
     from app.paths import DataPaths
     from engine.loader import LoadedModel
-    from heads.question_set import QuestionedDocument
     from heads.retaining import HeadCard, LocretHead, RetainingHead
     from heads.train import FitReport
     from heads.train_plan import TrainPlan, TrainSettings
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     from heads.training import is_first_process, train
 
     paths = data_paths(data_dir(args)).make()
-    documents = list(_documents(args))
+    documents = training_documents(args.data, args.documents)
     settings = _settings(args)
     model = load(args.model, "auto", paths)
     layout = Layout(model.tokenizer)
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     card = HeadCard(
         model.name,
         settings.fitting.label,
-        f"{found.n_documents} documents, {found.n_tokens} tokens: "
+        f"{words.count(found.n_documents, 'document')}, {found.n_tokens} tokens: "
         + ", ".join(path.name for path in args.data),
         commit=_commit(),
         licence=args.licence,
@@ -163,20 +163,6 @@ def _settings(args: argparse.Namespace) -> TrainSettings:
     return TrainSettings(recording, fitting, args.rounds, args.kept, answers)
 
 
-def _documents(args: argparse.Namespace) -> Iterator[QuestionedDocument]:
-    """Question sets as they are; anything else through ingest, without questions."""
-    from heads.question_set import QuestionedDocument, read_question_set
-    from ingest import open_document
-
-    for path in args.data:
-        inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        for file in inside:
-            if file.suffix == ".jsonl":
-                yield from read_question_set(file, args.documents)
-            else:
-                yield QuestionedDocument(file.name, open_document(file).text, ())
-
-
 def _tokens_per_s(model: LoadedModel) -> float:
     """Prefill speed here and now, measured on a short text of the model's own vocabulary."""
     from engine.eviction import EvictionConfig
@@ -206,8 +192,9 @@ def _plan_values(found: TrainPlan, rate: float) -> dict[str, Any]:
 
 def _tell_plan(found: TrainPlan, rate: float) -> None:
     say(
-        f"{found.n_documents} documents, {found.n_tokens} tokens. Reading and fitting take about "
-        f"{found.seconds(rate) / 60:.0f} minutes at {rate:.0f} tokens a second; "
+        f"{words.count(found.n_documents, 'document')}, {found.n_tokens} tokens. "
+        f"Reading and fitting take about {found.seconds(rate) / 60:.0f} minutes at {rate:.0f} "
+        "tokens a second; "
         f"{found.disk_bytes / GIB:.1f} GiB on disk, {found.memory_bytes / GIB:.1f} GiB of memory "
         "beside the model."
     )

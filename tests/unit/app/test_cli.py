@@ -140,6 +140,8 @@ def test_parse_only_loads_no_model(book: str, capsys: pytest.CaptureFixture[str]
     assert code == 0
     assert (parsed["kind"], parsed["pages"], parsed["warnings"]) == ("txt", 1, [])
     assert parsed["characters"] == len(BOOK)
+    assert main(["ingest", book, "--parse-only"]) == 0
+    assert f"txt, 1 {parsed['page_kind']}, " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_the_table_begins_with_the_full_cache(
     code, out, _ = evaluated(capsys, data, "--chunked", "--no-generate", "--documents", "1")
     assert code == 0
     about, heading, full, *rows = out.splitlines()
-    assert "1 documents" in about and "read in chunks" in about
+    assert "1 document of" in about and "read in chunks" in about
     assert heading.split()[:3] == ["scorer", "kept", "F1"]
     assert full.split()[:4] == ["full", "cache", "1.000", "-"]
     assert [row.split()[:2] for row in rows] == [["keydiff", "0.900"], ["keydiff", "0.700"]]

@@ -114,6 +114,25 @@ def test_ones_own_documents_and_folders_train_heads(
     assert found["plan"]["documents"] == 2 and found["heads"] == str(out) and out.is_file()
 
 
+def test_a_file_that_cannot_be_read_is_named_and_in_a_folder_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "books"
+    folder.mkdir()
+    bad = folder / "bad.pdf"
+    bad.write_bytes(b"%PDF-1.7 and nothing else")
+    code, _, err = called(capsys, "--data", folder, "--plan")
+    assert code == 3 and str(bad) in err and str(folder) in err
+    (folder / "a.txt").write_text("\n".join(LINES[:6]), encoding="utf-8")
+    (folder / "set.jsonl").write_text("{}", encoding="utf-8")
+    code, found, err = called(capsys, "--data", folder, "--plan")
+    assert code == 0 and found["plan"]["documents"] == 1
+    assert f"Left out: {bad}: " in err and f"Left out: {folder / 'set.jsonl'}: " in err
+    assert "1 document, " in err
+    code, _, err = called(capsys, "--data", folder / "a.txt", bad, "--plan")
+    assert code == 3 and f"{bad}: " in err
+
+
 @pytest.mark.parametrize("flag", [(), ("--ask-itself",)])
 def test_the_model_asks_itself_only_when_told(
     flag: tuple[str, ...],
