@@ -52,7 +52,7 @@ class NoSuchSession(AppError):
 class SessionNotReady(AppError):
     """The session was not read to the end, or its snapshot is damaged."""
 
-    exit_code = 1
+    exit_code = 2
 
 
 class SessionBusy(AppError):

@@ -57,11 +57,6 @@ class Prefix:
     n_document: int
     char_starts: list[int]
 
-    def char_at(self, position: int) -> int | None:
-        """Where in Document.text a cache position's token begins; None outside it."""
-        index = position - self.n_header
-        return self.char_starts[index] if 0 <= index < self.n_document else None
-
 
 class Layout:
     """The prompt layout of one tokenizer."""

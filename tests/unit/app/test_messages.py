@@ -62,6 +62,7 @@ def test_the_trees_are_not_empty() -> None:
         (engine_errors.PrefillStopped(None, 5, 9), 130),
         (app_errors.DocumentTooLong("200000 tokens.", "Pages 1-9 fit.", (1, 9)), 3),
         (app_errors.NoSuchSession("There is no session 'x'.", ""), 2),
+        (app_errors.SessionNotReady("Session x has no sound snapshot.", ""), 2),
         (OSError(errno.ENOSPC, "No space left on device"), 5),
         (MemoryError(), 5),
         (PermissionError(errno.EACCES, "Permission denied", "/etc/shadow"), 2),
