@@ -27,7 +27,7 @@ from app.reading import Job, ReadReport, check_same, read_document, restore
 from app.records import SESSION_READY, SessionRecord
 from app.settings import ReadSettings
 from app.sharing import ThreadShare, both
-from app.store import StoredDocument, keep_document, original_file, stored_document
+from app.store import StoredDocument, keep_document, stored_document
 from app.unread import kept_if_read
 
 if TYPE_CHECKING:
@@ -188,10 +188,6 @@ class Reader:
     def forget(self, session_id: str) -> None:
         """Drop a session from memory (not from the library)."""
         self._open.pop(session_id, None)
-
-    def original(self, session_id: str) -> Path:
-        """The original file of a session, for a page viewer."""
-        return original_file(self.paths, self.library.session(session_id).document)
 
     # Asking
 

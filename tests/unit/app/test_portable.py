@@ -16,6 +16,7 @@ from app.importing import import_session
 from app.library import Library
 from app.paths import data_paths
 from app.service import Reader
+from app.store import original_file
 from engine.errors import ScorerUnavailable, SnapshotCorrupt
 from engine.generate import Sampling
 from ingest import DocumentMissing
@@ -68,7 +69,7 @@ def test_an_imported_session_answers_without_reading(
         ("assistant", text, "done"),
     ]
     assert messages[1].reply_to == messages[0].id
-    assert elsewhere.original(session_id).name == "My book.txt"
+    assert original_file(elsewhere.paths, record.document).name == "My book.txt"
     assert elsewhere.library.search_pages(record.document, '"wolves"') == [1]
 
 
