@@ -100,7 +100,7 @@ def _filling(settings: ReadSettings, n_tokens: int, model: LoadedModel) -> ReadS
     assert settings.cache_mb is not None
     window = model.geometry.window
     placed = EvictionConfig(positions=cast("Positions", settings.positions))
-    compact = placed.resolve_positions(n_tokens, window) == "compact"
+    compact = placed.resolve_positions(n_tokens, window) != "original"
     held = holding(
         settings.cache_mb * 1_000_000,
         n_tokens,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from engine.splits import settled_counts
 from kernels.quantise import frame_of
 
 if TYPE_CHECKING:
+    from engine.eviction import PositionsMode
     from engine.view import CacheView, Readable
 
 
@@ -98,7 +99,7 @@ class DocCache:
     """One document as one model read it: a layer cache per layer, and where the reading stands.
 
     positions_mode  "original": entries are read at their document positions;
-                    "compact": at slots 0..length-1 of their head
+                    "compact", "shared": moved together (engine.places)
     token_ids       [n_seen] int64, everything read so far, kept or not
     last_logits     [vocab] fp32, the model's prediction after the last token read
     scorer_state    what the scorer needs to go on
@@ -107,7 +108,7 @@ class DocCache:
 
     geometry: ModelGeometry
     rotary: Rotary
-    positions_mode: Literal["original", "compact"]
+    positions_mode: PositionsMode
     compute_dtype: torch.dtype
     layers: list[LayerCache]
     token_ids: Tensor
@@ -122,7 +123,7 @@ class DocCache:
         cls,
         geometry: ModelGeometry,
         rotary: Rotary,
-        positions_mode: Literal["original", "compact"],
+        positions_mode: PositionsMode,
         *,
         compute_dtype: torch.dtype,
         kv_dtype: torch.dtype,

@@ -20,8 +20,9 @@ from kernels.selection import kept_indices, offsets_after
 
 Allocation = Literal["uniform", "per_layer", "global", "profile"]
 ALLOCATIONS: tuple[str, ...] = ("uniform", "per_layer", "global", "profile")
-Positions = Literal["auto", "original", "compact"]
-POSITIONS: tuple[str, ...] = ("auto", "original", "compact")
+PositionsMode = Literal["original", "compact", "shared"]
+Positions = Literal["auto", "original", "compact", "shared"]
+POSITIONS: tuple[str, ...] = ("auto", "original", "compact", "shared")
 RESERVE_TOKENS = 2048
 
 
@@ -86,7 +87,7 @@ class EvictionConfig:
     sink_tokens         first tokens of the document, never evicted
     stabilizer_tokens   newest tokens, protected while more text is to come
     local_tokens        last tokens of the document, never evicted
-    positions           rotary positions at read: document index, slots 0..kept-1, or automatic
+    positions           rotary positions at read (engine.places), or automatic
     profile             how much each layer and KV head keeps, by the kept fraction
     profile_part        profile: the part of the budget that it divides; scores over all layers
                         and heads compete for the rest
@@ -133,11 +134,13 @@ class EvictionConfig:
         """Most entries of a head that the rules alone can hold."""
         return self.sink_tokens + max(self.stabilizer_tokens, self.local_tokens)
 
-    def resolve_positions(self, n_tokens: int, window: int) -> Literal["original", "compact"]:
-        """`auto`: document positions while text, question and answer fit the trained window."""
+    def resolve_positions(self, n_tokens: int, window: int) -> PositionsMode:
+        """`auto`: document positions while text, question and answer fit the trained window, then
+        moved together, a token at one place in all heads.
+        """
         if self.positions != "auto":
             return self.positions
-        return "original" if n_tokens + reserve_tokens(window) <= window else "compact"
+        return "original" if n_tokens + reserve_tokens(window) <= window else "shared"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 import kernels
 from engine.cache import DocCache, LayerCache
-from engine.read_layer import ReadLayer, first_free_positions
+from engine.places import Places
+from engine.read_layer import ReadLayer
 from kernels import RaggedEntries
 from kernels.quantise import Codes
 
@@ -41,20 +42,20 @@ class FusedLayer:
         return whole and layer.keys.n_coded == layer.values.n_coded
 
     @classmethod
-    def of(cls, cache: DocCache, layer: LayerCache) -> FusedLayer:
+    def of(cls, cache: DocCache, layer: LayerCache, places: Places) -> FusedLayer:
         """Point at a layer's entries; only their positions are copied."""
         n_coded = layer.keys.n_coded
         n_fine = [n - m for n, m in zip(layer.lengths, n_coded, strict=True)]
-        places = _places(cache, layer)
+        stand = [places.of_head(layer, head) for head in range(len(layer.lengths))]
         parts = []
         if layer.keys.codes is not None and layer.values.codes is not None:
             sides = (layer.keys.codes, layer.values.codes)
-            where = torch.cat([p[:m] for p, m in zip(places, n_coded, strict=True)])
+            where = torch.cat([p[:m] for p, m in zip(stand, n_coded, strict=True)])
             parts.append(_part(cache, layer, sides, list(n_coded), where))
         if sum(n_fine):
-            where = torch.cat([p[m:] for p, m in zip(places, n_coded, strict=True)])
+            where = torch.cat([p[m:] for p, m in zip(stand, n_coded, strict=True)])
             parts.append(_part(cache, layer, (layer.keys.fine, layer.values.fine), n_fine, where))
-        return cls(weakref.ref(cache), layer, parts, first_free_positions(cache, layer))
+        return cls(weakref.ref(cache), layer, parts, places.starts(layer))
 
     def attend(self, packed_q: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
         """As ReadLayer.attend."""
@@ -75,14 +76,6 @@ class FusedLayer:
         cache = self.cache()
         assert cache is not None, "a view keeps its cache"
         return ReadLayer.of(cache, self.layer)
-
-
-def _places(cache: DocCache, layer: LayerCache) -> list[Tensor]:
-    """Where each head's keys are turned to."""
-    if cache.positions_mode == "original":
-        return layer.head_positions
-    device = layer.positions.device
-    return [torch.arange(n, dtype=torch.int32, device=device) for n in layer.lengths]
 
 
 def _part(

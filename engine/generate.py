@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import InvalidSetting
+from engine.places import Places
 from engine.trunk import through_modules
 from engine.view import CacheView
 
@@ -176,12 +177,7 @@ def generate(
 def check_room(view: CacheView, n_wanted: int) -> None:
     """Refuse what would leave the trained window, instead of answering from nowhere."""
     cache = view.cache
-    used = (
-        cache.n_seen
-        if cache.positions_mode == "original"
-        else max(max(layer.lengths) for layer in cache.layers)
-    )
-    room = cache.geometry.window - used - view.n_tail
+    room = cache.geometry.window - Places(cache).end - view.n_tail
     if n_wanted > room:
         raise InvalidSetting(
             f"Question and answer need {n_wanted} tokens; the model's window has room for {room}.",

@@ -15,7 +15,7 @@ from engine.quantisation import BITS
 
 SIDES = ("keys", "values")
 FLOATS = {str(dtype): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16)}
-POSITIONS_MODES = ("original", "compact")
+POSITIONS_MODES = ("original", "compact", "shared")
 _LARGEST_COUNT = 2**31 - 1  # of tokens and entries; positions are int32
 
 Check = Callable[[Any], bool]

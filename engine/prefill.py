@@ -18,6 +18,7 @@ from engine.cache import DocCache, LayerCache, settled_layers
 from engine.errors import InvalidSetting, PrefillStopped
 from engine.eviction import EvictionConfig, HeadEntries, compact_ceiling, select
 from engine.memory import give_back_freed
+from engine.places import Places
 from engine.pruning import pruned
 from engine.quantisation import QuantConfig
 from engine.read_layer import ReadLayer, attend_within, pack, rotate_group
@@ -237,6 +238,7 @@ class ChunkStore:
         self.wants_hidden = scorer.wants_hidden
         device = cache.layers[0].positions.device
         self.positions = torch.arange(cache.n_seen, cache.n_seen + n_new, device=device)
+        self._places = Places(cache)
         self._hidden: Tensor | None = None
         self._new = self._room(n_new)
         self._scores: list[list[Tensor]] = []  # per layer, per head: kept entries, then new ones
@@ -260,7 +262,7 @@ class ChunkStore:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Store protocol: kept entries without a mask, the chunk causally, merged exactly."""
         cache, geometry = self.cache, self.cache.geometry
-        entries = ReadLayer.of(cache, cache.layers[layer])
+        entries = ReadLayer.of(cache, cache.layers[layer], self._places)
         positions = entries.start + torch.arange(k.shape[1], device=k.device)
         q_rot = rotate_group(cache.rotary, q, positions)
         k_rot = cache.rotary.rotate(k, positions)
@@ -345,7 +347,7 @@ class ChunkStore:
         if references is None or sum(map(len, chosen)) == n_all:
             return None
         layer, (new_k, new_v) = self.cache.layers[number], self._new[number]
-        entries = ReadLayer.of(self.cache, layer)
+        entries = ReadLayer.of(self.cache, layer, self._places)
         turned = self.cache.rotary.rotate(new_k.to(self.cache.compute_dtype), positions)
         old = zip(entries.heads(), entries.value_heads(), strict=True)
         found = []

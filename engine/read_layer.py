@@ -9,9 +9,8 @@ from torch import Tensor
 
 import kernels
 from engine.cache import DocCache, LayerCache
+from engine.places import Places
 from engine.rotary import Rotary
-
-Turns = tuple[Tensor, Tensor]  # cosine and sine, each [n, rotary_dim / 2] fp32
 
 
 @dataclass(frozen=True)
@@ -28,22 +27,20 @@ class ReadLayer:
     start: Tensor
 
     @classmethod
-    def of(cls, cache: DocCache, layer: LayerCache, turns: Turns | None = None) -> ReadLayer:
+    def of(cls, cache: DocCache, layer: LayerCache, places: Places | None = None) -> ReadLayer:
         """Rotate a layer's keys to where the cache's rule puts them.
 
-        turns  of `slot_turns`, where several layers are read
+        places  of the cache, where several layers are read
         """
+        places = places or Places(cache)
         keys, values = [], []
-        for first, n_heads, length in _even_runs(layer.lengths):
-            rows = slice(layer.offsets[first], layer.offsets[first + n_heads])
+        for first, n_heads, _ in _even_runs(layer.lengths):
             k = layer.keys.block(first, n_heads, cache.compute_dtype)
-            if turns is None:
-                positions = _read_positions(cache, layer, rows, (n_heads, length))
-                keys.append(cache.rotary.rotate(k, positions))
-            else:
-                keys.append(cache.rotary.apply(k, *(part[:length] for part in turns)))
+            heads = range(first, first + n_heads)
+            at = torch.stack([places.of_head(layer, head) for head in heads])
+            keys.append(cache.rotary.look_up(k, at, *places.turns))
             values.append(layer.values.block(first, n_heads, cache.compute_dtype))
-        return cls(keys, values, first_free_positions(cache, layer))
+        return cls(keys, values, places.starts(layer))
 
     def attend(self, packed_q: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
         """packed_q [n_kv_heads, group * n, head_dim], rotated -> output and log-sum-exp.
@@ -80,14 +77,6 @@ class ReadLayer:
         return [v for block in self.values for v in block.split(1)]
 
 
-def slot_turns(cache: DocCache) -> Turns | None:
-    """Cosine and sine of all slots of the longest head, if entries are read at their slots."""
-    if cache.positions_mode == "original":
-        return None
-    longest = max(n for layer in cache.layers for n in layer.lengths)
-    return cache.rotary.cos_sin(torch.arange(longest, device=cache.layers[0].positions.device))
-
-
 def _even_runs(lengths: list[int]) -> list[tuple[int, int, int]]:
     """(first head, number of heads, their length) for each run of equal neighbours."""
     runs: list[tuple[int, int, int]] = []
@@ -97,24 +86,6 @@ def _even_runs(lengths: list[int]) -> list[tuple[int, int, int]]:
         else:
             runs.append((head, 1, length))
     return runs
-
-
-def _read_positions(
-    cache: DocCache, layer: LayerCache, rows: slice, shape: tuple[int, int]
-) -> Tensor:
-    """Rotary positions of some heads' rows [n_heads, length] under the cache's rule."""
-    if cache.positions_mode == "original":
-        return layer.positions[rows].reshape(shape)
-    return torch.arange(shape[1], device=layer.positions.device).expand(shape)
-
-
-def first_free_positions(cache: DocCache, layer: LayerCache) -> Tensor:
-    """Rotary position of the next token for each KV head: [n_kv_heads, 1] int64."""
-    if cache.positions_mode == "original":
-        values = [cache.n_seen] * cache.geometry.n_kv_heads
-    else:
-        values = layer.lengths
-    return torch.tensor(values, device=layer.positions.device)[:, None]
 
 
 def pack(q: Tensor, n_kv_heads: int) -> Tensor:

@@ -42,6 +42,12 @@ class Rotary:
         positions = positions.expand(*positions.shape[:-1], x.shape[-2])
         return self._in_pieces(x, lambda rows: self.cos_sin(positions[..., rows]))
 
+    def look_up(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotate x [..., n, head_dim] at positions [..., n] by tables with a row for each place."""
+        return self._in_pieces(
+            x, lambda rows: (cos[positions[..., rows]], sin[positions[..., rows]])
+        )
+
     def apply(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Rotate x [..., n, head_dim] by cosine and sine, broadcastable to its rows' halves."""
         cos, sin = (part.expand(*x.shape[:-1], part.shape[-1]) for part in (cos, sin))

@@ -8,13 +8,12 @@ from torch import Tensor
 import kernels
 from engine.cache import DocCache, LayerCache
 from engine.fused import FusedLayer
+from engine.places import Places
 from engine.read_layer import (
     ReadLayer,
-    Turns,
     attend_within,
     merged,
     pack,
-    slot_turns,
     turned_together,
 )
 
@@ -23,15 +22,15 @@ Readable = ReadLayer | FusedLayer
 
 def readable_layers(cache: DocCache) -> list[Readable]:
     """All layers as this device's backend reads them, once for all questions."""
-    turns = slot_turns(cache)
-    return [_readable(cache, layer, turns) for layer in cache.layers]
+    places = Places(cache)
+    return [_readable(cache, layer, places) for layer in cache.layers]
 
 
-def _readable(cache: DocCache, layer: LayerCache, turns: Turns | None) -> Readable:
+def _readable(cache: DocCache, layer: LayerCache, places: Places) -> Readable:
     """As it is stored, where the backend reads that; else decoded and turned, once."""
     if kernels.fuses(layer.positions.device) and FusedLayer.fits(cache, layer):
-        return FusedLayer.of(cache, layer)
-    return ReadLayer.of(cache, layer, turns)
+        return FusedLayer.of(cache, layer, places)
+    return ReadLayer.of(cache, layer, places)
 
 
 class CacheView:

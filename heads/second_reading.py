@@ -20,6 +20,7 @@ from torch import Tensor
 
 from engine.errors import InvalidSetting, PrefillStopped
 from engine.eviction import EvictionConfig, compact_ceiling
+from engine.places import Places
 from engine.prefill import PrefillConfig, stored
 from engine.pruning import pruned
 from engine.read_layer import ReadLayer
@@ -167,10 +168,7 @@ def _refitted(small: DocCache, large: DocCache, noted: list[list[References]]) -
 
 def _room(cache: DocCache) -> int:
     """Positions of the trained window that the cache leaves to a probe."""
-    if cache.positions_mode == "original":
-        return cache.geometry.window - cache.n_seen
-    longest = max(n for layer in cache.layers for n in layer.lengths)
-    return cache.geometry.window - longest
+    return cache.geometry.window - Places(cache).end
 
 
 def _piece_tokens(room: int, n_request: int, wanted: int, window: int) -> int:

@@ -45,7 +45,7 @@ def session_cache(
     geometry = model.geometry
     mode = EvictionConfig(budget_tokens=None).resolve_positions(n_tokens, geometry.window)
     most = n_tokens
-    if mode == "compact":
+    if mode != "original":
         most = min(n_tokens, geometry.window - room_tokens)
     if kept_tokens > most:
         raise InvalidSetting(

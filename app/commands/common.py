@@ -24,7 +24,7 @@ WEIGHTS = ("auto", "fp32", "bf16", "int8", "nf4")
 ANSWER_WEIGHTS = ("auto", "stock", "same", "captured", "fp16", "int8", "int4", "nf4")
 ALLOCATIONS = ("uniform", "per_layer", "global", "profile")
 SHOWN_WARNINGS = 8
-POSITIONS = ("auto", "original", "compact")
+POSITIONS = ("auto", "original", "compact", "shared")
 
 
 class CommandFailed(Exception):

@@ -60,7 +60,7 @@ def read(model: Any, bits: tuple[int, int], positions: Any, scorer: Any = None) 
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("positions", ["original", "compact"])
+@pytest.mark.parametrize("positions", ["original", "compact", "shared"])
 def test_the_logits_are_those_of_the_cpu(bits: tuple[int, int], positions: str) -> None:
     model: Any = tiny_model(hidden_size=256)  # heads of 64
     cache = read(model, bits, positions)
@@ -75,7 +75,7 @@ def test_the_logits_are_those_of_the_cpu(bits: tuple[int, int], positions: str) 
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("positions", ["original", "compact"])
+@pytest.mark.parametrize("positions", ["original", "compact", "shared"])
 def test_the_step_that_a_card_records_reads_codes_as_they_lie(
     bits: tuple[int, int], positions: str
 ) -> None:

@@ -174,7 +174,7 @@ def test_decode_reports_sizes_beside_their_ceiling(capsys: pytest.CaptureFixture
     assert [row["entries"] for row in found["left_out"]] == [9000]
     assert "4096" in found["left_out"][0]["reason"]
     for row in found["rows"]:
-        assert row["ttft_s"] > 0 and row["tok_s"] > 0 and row["positions"] == "compact"
+        assert row["ttft_s"] > 0 and row["tok_s"] > 0 and row["positions"] == "shared"
         assert row["largest_head"] == 1.5 * row["entries"]
         share = row["tok_s"] / row["ceiling_tok_s"]
         assert row["ceiling_share"] == pytest.approx(share, rel=1e-3)

@@ -70,7 +70,7 @@ def test_a_question_may_be_cut_anywhere(chunk_tokens: int, monkeypatch: pytest.M
     torch.testing.assert_close(forward(model, cache.view(), question), whole, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("mode", ["original", "compact"])
+@pytest.mark.parametrize("mode", ["original", "compact", "shared"])
 def test_views_share_the_cache_and_never_change_it(mode: str) -> None:
     model = tiny_model()
     config = PrefillConfig(32, pruned(positions=mode))
@@ -121,11 +121,11 @@ def test_compact_positions_equal_a_shorter_text_when_nothing_else_differs() -> N
     )
 
 
-def test_compact_positions_read_far_beyond_the_window() -> None:
+def test_moved_positions_read_far_beyond_the_window() -> None:
     model = tiny_model(max_position_embeddings=2560)
     rules = pruned(budget_tokens=100)
     cache = prefill(model, tokens(6000), PrefillConfig(256, rules), RandomScorer())
-    assert cache.positions_mode == "compact"
+    assert cache.positions_mode == "shared"
     assert max(max(layer.lengths) for layer in cache.layers) <= 2560 - 2048
     cache.check()
     answer = generate(model, cache.view(), tokens(5, 1), Sampling(max_new_tokens=4))
@@ -147,7 +147,7 @@ def test_compact_positions_without_a_budget_are_refused() -> None:
 def test_a_window_without_room_for_what_is_protected_is_refused() -> None:
     model = tiny_model(max_position_embeddings=2060)
     with pytest.raises(InvalidSetting, match="window of 2060"):
-        prefill(model, tokens(50), PrefillConfig(32, pruned(positions="compact")), RandomScorer())
+        prefill(model, tokens(50), PrefillConfig(2055, pruned(positions="compact")), RandomScorer())
 
 
 def test_an_answer_that_would_leave_the_window_is_refused() -> None:

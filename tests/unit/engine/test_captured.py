@@ -86,7 +86,7 @@ def test_tokens_are_played_as_they_would_be_computed(family: str) -> None:
         close(v, other_v)
 
 
-@pytest.mark.parametrize("positions", ["original", "compact"])
+@pytest.mark.parametrize("positions", ["original", "compact", "shared"])
 def test_on_an_evicted_cache_of_codes(positions: Any) -> None:
     model = tiny_model()
     rules = EvictionConfig(30, "global", positions=positions, stabilizer_tokens=8, local_tokens=4)

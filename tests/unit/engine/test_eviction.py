@@ -193,13 +193,13 @@ def test_a_nan_score_is_our_own_mistake_and_loud() -> None:
 def test_auto_positions_stay_original_while_question_and_answer_fit() -> None:
     rules = config("uniform")
     assert rules.resolve_positions(30_000, 32_768) == "original"
-    assert rules.resolve_positions(31_000, 32_768) == "compact"
+    assert rules.resolve_positions(31_000, 32_768) == "shared"
 
 
 def test_a_small_window_keeps_half_of_itself_for_the_question() -> None:
     rules = config("uniform")
     assert rules.resolve_positions(1024, 2048) == "original"
-    assert rules.resolve_positions(1025, 2048) == "compact"
+    assert rules.resolve_positions(1025, 2048) == "shared"
     assert compact_ceiling(2048, 512) == 1024
     assert compact_ceiling(4096, 512) == 2048
 

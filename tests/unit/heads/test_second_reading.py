@@ -14,6 +14,7 @@ from engine.attention import decoder_of
 from engine.cache import DocCache
 from engine.errors import InvalidSetting, PrefillStopped
 from engine.eviction import EvictionConfig, Positions
+from engine.places import Places
 from engine.prefill import ChunkStore, PrefillConfig, prefill
 from engine.pruning import pruned
 from engine.scorers.uniform_random import RandomScorer
@@ -77,8 +78,8 @@ class Dense:
         self.norm = hidden.norm(dim=-1)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        turn, entries, geometry = self.model.rotary.rotate, self.cache.layers[layer], self.cache
-        compact = geometry.positions_mode == "compact"
+        turn, entries = self.model.rotary.rotate, self.cache.layers[layer]
+        places_now = Places(self.cache)
         weight = decoder_of(self.model.model).layers[layer].self_attn.o_proj.weight
         n, dim = k.shape[1], k.shape[2]
         group = len(q) // len(k)
@@ -86,10 +87,9 @@ class Dense:
         for number in range(len(q)):
             head = number // group
             at = entries.positions[entries.rows(head)]
-            start = len(at) if compact else self.cache.n_seen
-            places = start + torch.arange(n)
+            places = int(places_now.starts(entries)[head]) + torch.arange(n)
             rows = entries.rows(head)
-            keys = turn(entries.keys.fine[rows], torch.arange(len(at)) if compact else at)
+            keys = turn(entries.keys.fine[rows], places_now.of_head(entries, head))
             values = entries.values.fine[rows]
             own_q, own_k = turn(q[number], places), turn(k[head], places)
             far = own_q @ keys.T * scale
@@ -141,7 +141,7 @@ def scores_of(cache: DocCache) -> dict[tuple[int, int, int], float]:
     }
 
 
-@pytest.mark.parametrize("positions", ["original", "compact"])
+@pytest.mark.parametrize("positions", ["original", "compact", "shared"])
 def test_the_scores_are_those_of_whole_matrices(positions: Positions) -> None:
     model: Any = tiny_model()
     rules = config(positions)
