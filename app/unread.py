@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from app.library import Library, remove_folder
+from app.library import Library
 
 if TYPE_CHECKING:
     from app.store import StoredDocument
@@ -23,21 +23,22 @@ _log = logging.getLogger("longread")
 @contextmanager
 def kept_if_read(library: Library, stored: StoredDocument) -> Iterator[None]:
     """If the work fails, a document that was added for it and has no session goes again."""
-    from engine.errors import NotEnoughDisk
-
     try:
         yield
     except BaseException:
         try:
             if stored.parsed_now and stored.kept_ns == _kept_ns(library, stored.document.sha256):
                 library.forget_document(stored.document.sha256)
-        except (sqlite3.Error, OSError, NotEnoughDisk) as error:
+        except (sqlite3.Error, OSError) as error:
             _log.warning("document %s stays for now: %s", stored.document.sha256[:12], error)
         raise
 
 
 def sweep_unread(library: Library) -> list[str]:
-    """Remove documents without a session that were last opened a day ago; returns their digests."""
+    """Remove documents without a session that were last opened a day ago; returns their digests.
+
+    Folders that the library does not know stay: its file may have been moved away for a repair.
+    """
     latest_ns = time.time_ns() - int(PATIENCE_S * 1e9)
     removed = []
     for record in library.unread_documents():
@@ -45,10 +46,6 @@ def sweep_unread(library: Library) -> list[str]:
         kept_ns = _kept_ns(library, record.sha256) or added_ns
         if kept_ns < latest_ns and library.forget_document(record.sha256):
             removed.append(record.sha256)
-    for folder in library.paths.documents.iterdir():
-        if library.document(folder.name) is None and folder.stat().st_mtime_ns < latest_ns:
-            remove_folder(folder)
-            removed.append(folder.name)
     return removed
 
 

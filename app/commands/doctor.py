@@ -30,7 +30,7 @@ LIBRARIES = (
 )
 OPTIONAL = {"triton", "bitsandbytes"}
 LOW_DISK_BYTES = 2 * GIB
-_CACHE_NAME = re.compile(r"[0-9a-f]+(\.partial)?(\.old)?")
+_OWNED_NAME = re.compile(r"[0-9a-f]+(\.partial)?(\.old)?")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -195,6 +195,8 @@ def _sessions(paths: DataPaths, problems: list[dict[str, str]]) -> dict[str, Any
     try:
         library = Library(paths)
         records = library.sessions()
+        known = {record.id for record in records} | {record.document for record in records}
+        known |= {document.sha256 for document in library.unread_documents()}
         (check,) = library.database.get().execute("PRAGMA quick_check(1)").fetchone()
         library.close()
     except (sqlite3.Error, AppError) as error:
@@ -222,24 +224,25 @@ def _sessions(paths: DataPaths, problems: list[dict[str, str]]) -> dict[str, Any
                     "repair": f"Read it again: ask {record.id} --reread -q ...",
                 }
             )
-    for folder in ownerless(paths, {record.id for record in records}):
-        problems.append(
-            {
-                "what": f"The saved cache {folder} belongs to no session of the library; it holds "
-                "the tokens of a document.",
-                "repair": "Delete the folder, or open its document again to have the session back.",
-            }
-        )
+    problems += [
+        {
+            "what": f"The folder {folder} belongs to nothing in the library; it holds the text of "
+            "a document.",
+            "repair": "Delete it, or open the document again: what was read of it is then found.",
+        }
+        for folder in _ownerless(paths, known)
+    ]
     return {
         "count": len(records),
         "snapshot_bytes": sum(record.snapshot_bytes for record in records),
     }
 
 
-def ownerless(paths: DataPaths, session_ids: set[str]) -> list[Path]:
-    """Folders of snapshots and checkpoints that no session of the library has."""
-    found = [folder for folder in paths.snapshots.iterdir() if _CACHE_NAME.fullmatch(folder.name)]
-    return sorted(folder for folder in found if folder.name.partition(".")[0] not in session_ids)
+def _ownerless(paths: DataPaths, known: set[str]) -> list[Path]:
+    """Folders of documents, snapshots and checkpoints; `known` are all that the library has."""
+    folders = [*paths.documents.iterdir(), *paths.snapshots.iterdir()]
+    found = [folder for folder in folders if _OWNED_NAME.fullmatch(folder.name)]
+    return sorted(folder for folder in found if folder.name.partition(".")[0] not in known)
 
 
 def _print_report(report: dict[str, Any]) -> None:

@@ -224,17 +224,21 @@ def test_doctor_reports_versions_device_and_repairs(
     assert all(problem["repair"] for problem in report["problems"])
 
 
-def test_doctor_names_saved_caches_that_no_session_has(
+def test_doctor_names_folders_that_nothing_in_the_library_has(
     book: str, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, read, _ = ask(capsys, "ingest", book, "--json", *TINY)
-    owned = data_dir / "snapshots" / read["session"]
-    stray = [owned.with_name("ab" * 12), owned.with_name("cd" * 12 + ".partial")]
+    ask(capsys, "ingest", book, "--json", *TINY)
+    names = (
+        "documents/" + "ab" * 32,
+        "snapshots/" + "ab" * 12,
+        "snapshots/" + "cd" * 12 + ".partial",
+    )
+    stray = [data_dir / name for name in names]
     for folder in stray:
         folder.mkdir()
     _, report, _ = ask(capsys, "doctor", "--json")
-    said = [problem["what"] for problem in report["problems"] if "no session" in problem["what"]]
-    assert [str(folder) in what for folder, what in zip(stray, said, strict=True)] == [True, True]
+    said = [found["what"] for found in report["problems"] if "belongs to nothing" in found["what"]]
+    assert [str(folder) in what for folder, what in zip(stray, said, strict=True)] == [True] * 3
 
 
 def test_doctor_prints_the_kernels_and_why(

@@ -10,6 +10,7 @@ import pytest
 
 from app.paths import DataPaths
 from app.service import Reader
+from app.store import original_file
 from app.unread import PATIENCE_S, sweep_unread
 from engine.errors import NotEnoughMemory, PrefillStopped, UnknownModel
 from tests.unit.app.tiny_reader import tiny_reader
@@ -59,7 +60,7 @@ def test_a_document_that_is_being_read_stays(reader: Reader, book: Path) -> None
     with pytest.raises(PrefillStopped):
         reader.open(book, stop=lambda: True)
     (record,) = reader.library.sessions()
-    assert reader.original(record.id).read_bytes() == book.read_bytes()
+    assert original_file(reader.paths, record.document).read_bytes() == book.read_bytes()
 
 
 def test_a_document_that_nobody_reads_is_swept_a_day_later(reader: Reader, book: Path) -> None:
@@ -71,14 +72,15 @@ def test_a_document_that_nobody_reads_is_swept_a_day_later(reader: Reader, book:
     for old in (folder, stray):
         os.utime(old, (time.time() - PATIENCE_S - 60,) * 2)
     reader.plan(book)  # looked at again
-    assert sweep_unread(reader.library) == [stray.name]
+    assert sweep_unread(reader.library) == []
     os.utime(folder, (time.time() - PATIENCE_S - 60,) * 2)
     assert sweep_unread(reader.library) == [sha256]
     assert not text_in(reader.paths) and not folder.exists()
+    assert stray.exists()  # doctor names it
 
 
 def test_a_session_keeps_its_document_however_old(reader: Reader, book: Path) -> None:
     record = reader.open(book).record
     os.utime(reader.paths.document(record.document), (0, 0))
     assert sweep_unread(reader.library) == []
-    assert reader.original(record.id).exists()
+    assert original_file(reader.paths, record.document).exists()
