@@ -108,7 +108,7 @@ def _reported(error: Exception, args: argparse.Namespace) -> int:
     print(f"longread: {message}", file=sys.stderr)
     if message is FAULT:
         print(f"  {type(error).__name__}: {error}", file=sys.stderr)
-    if message.exit_code == EXIT_FAULT or isinstance(error, OSError):
+    if message.exit_code == EXIT_FAULT or not hasattr(error, "cause"):  # which refusals have
         _log(error, args, aloud=message is FAULT)
     return message.exit_code
 

@@ -21,7 +21,12 @@ def start_log(paths: DataPaths) -> logging.Logger:
     stop_log()
     paths.logs.mkdir(parents=True, exist_ok=True)
     handler = _LogFile(
-        paths.logs / LOG_NAME, maxBytes=_MAX_BYTES, backupCount=3, encoding="utf-8", delay=True
+        paths.logs / LOG_NAME,
+        maxBytes=_MAX_BYTES,
+        backupCount=3,
+        encoding="utf-8",
+        errors="backslashreplace",  # of file names that are no text
+        delay=True,
     )
     handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(message)s"))
     log.addHandler(handler)

@@ -64,6 +64,8 @@ def keep_document(
             limits = ParseLimits()
             need_disk(paths.documents, 2 * _checked_size(path, limits), "Keeping the document")
             sha256, copy = _copy(path, work, limits.max_file_bytes)
+        except DocumentMissing:
+            raise
         except OSError as error:
             if error.errno in NO_ROOM:
                 raise

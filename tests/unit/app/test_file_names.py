@@ -6,11 +6,13 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.cli import main
 from app.library import Library
+from app.logs import LOG_NAME
 from app.paths import data_paths
 from tests.unit.app.tiny_reader import BOOK, use_tiny_model
 
@@ -40,10 +42,25 @@ def test_a_file_whose_name_is_not_utf8_is_read(
 )
 @pytest.mark.parametrize("command", [["ask", "-q", "Who?"], ["ingest"], ["ingest", "--parse-only"]])
 def test_a_file_that_is_not_there_is_a_document_that_cannot_be_read(
-    command: list[str], name: str, capsys: pytest.CaptureFixture[str]
+    command: list[str], name: str, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*command, name]) == 3
-    assert "should not have" not in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "should not have" not in err and "None" not in err
+    assert not (data_dir / "logs" / LOG_NAME).exists(), "it is no fault of ours"
+
+
+@anywhere
+def test_a_name_that_is_not_utf8_is_logged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError(f"in {NOT_UTF8}")
+
+    monkeypatch.setattr("app.service.Reader.open", broken)
+    assert main(["ingest", NOT_UTF8]) == 1
+    assert "Logging error" not in capsys.readouterr().err
+    assert r"bad\udcff.txt" in (data_paths().logs / LOG_NAME).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("command", [["delete"], ["export"]])
