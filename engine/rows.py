@@ -17,7 +17,7 @@ from torch import Tensor
 from engine.memory import PIECE_ROWS
 from engine.splits import Split
 from kernels import from_codes, to_codes
-from kernels.quantise import Codes, Frame, into_frame, out_of_frame
+from kernels.quantise import Codes, Frame, group_size, into_frame, out_of_frame
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,13 @@ class Rows:
         if self.codes is not None:
             assert len(self.codes) == len(self.codes.step) == len(self.codes.zero) == n_coded
             assert self.codes.head_dim == head_dim
+            steps = (n_coded, head_dim // group_size(head_dim))
+            assert self.codes.step.shape == self.codes.zero.shape == steps
             for part in (self.codes.step, self.codes.zero):
                 assert bool(torch.isfinite(part).all())
+        if self.frame is not None:
+            for part in (self.frame.centre, self.frame.spread):
+                assert part.shape == (len(lengths), head_dim) and bool(torch.isfinite(part).all())
 
     def _length(self, head: int) -> int:
         return self.offsets[head + 1] - self.offsets[head]

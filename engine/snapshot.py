@@ -28,6 +28,7 @@ from engine.quantisation import QuantConfig
 from engine.rows import Rows
 from engine.stored_entries import halved, packed_entries, unpacked_entries
 from engine.stored_floats import HIGH, LOW, packed_floats, unpacked_floats
+from engine.tensor_form import check_tensors
 from engine.trunk import hidden_after
 from kernels.quantise import Codes, Frame
 
@@ -106,6 +107,7 @@ def load_snapshot(
     tensors: dict[str, Tensor] = {}
     for name, record in manifest["files"].items():
         found = _read_tensors(folder, name, record, manifest["tensors"])
+        check_tensors(name, found)
         tensors |= _unpacked(name, found, manifest["quantisation"]["dtype"])
     cache = _rebuilt(manifest, tensors, model)
     if manifest["complete"]:
@@ -292,6 +294,7 @@ def _rebuilt(manifest: dict[str, Any], tensors: dict[str, Tensor], model: Loaded
             QuantConfig(quant["k_bits"], quant["v_bits"], quant["recent_tokens"]),
         )
         cache.check()
+        assert last is None or len(last) == model.model.lm_head.out_features, "last_logits"
     except (KeyError, AssertionError) as error:
         raise SnapshotCorrupt(
             manifests.MANIFEST_NAME, f"does not fit its tensors ({error})"
