@@ -180,7 +180,7 @@ _TABLE: dict[type[Exception], Message] = {
 LIBRARY_REPAIR = "Move the file away; documents can be read again."
 _NO_ROOM = Message("The disk is full.", _TABLE[engine.NotEnoughDisk].next_step, EXIT_ROOM)
 # What SQLite says, beside the names of its own that it has for it.
-_DISK_ENDED = ("database or disk is full", "disk I/O error")
+_DISK_ENDED, _DISK_FAILED = "database or disk is full", "disk I/O error"
 _LIBRARY_DAMAGED = (
     "file is not a database",
     "database disk image is malformed",
@@ -246,8 +246,11 @@ def _explain_system(error: OSError) -> Message | None:
 def _explain_library(error: sqlite3.DatabaseError) -> Message | None:
     """What SQLite refused of the library; None for a statement of ours that is wrong."""
     said = str(error)
-    if any(words in said for words in _DISK_ENDED):
+    if _DISK_ENDED in said:
         return _NO_ROOM
+    if _DISK_FAILED in said:  # which is said of a full disk, too
+        cause = f"The disk is full, or it fails ({said})."
+        return Message(cause, _NO_ROOM.next_step, EXIT_ROOM)
     if any(words in said for words in _LIBRARY_DAMAGED):
         return Message(
             f"The library, library.db in the data directory, cannot be read ({said}).",
