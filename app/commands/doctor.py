@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from app.commands.common import add_json, data_dir, print_json
 from app.errors import AppError, DataDirUnusable
-from app.messages import LIBRARY_REPAIR
 from app.records import SESSION_DAMAGED, SESSION_READY
 
 if TYPE_CHECKING:
@@ -191,6 +190,7 @@ def _data(paths: DataPaths, problems: list[dict[str, str]]) -> dict[str, Any]:
 
 def _sessions(paths: DataPaths, problems: list[dict[str, str]]) -> dict[str, Any]:
     from app.library import Library
+    from app.messages import LIBRARY_REPAIR
 
     try:
         library = Library(paths)
