@@ -392,7 +392,7 @@ class Reader:
         session_id = job.session_id
         after_model = rss_bytes()
         # Two programs may be given the same document; the second waits and finds it read.
-        with locked(self.paths.snapshots, session_id, on_wait=self._say_waiting):
+        with locked(self.paths.snapshots, session_id, on_wait=self._waiter(job, stop)):
             before_read = after_model
             restored = None if reread else restore(job, self.library)
             if restored is None:
@@ -431,8 +431,20 @@ class Reader:
         self._hold(session)
         return session
 
-    def _say_waiting(self) -> None:
-        self.announce("Another program is reading this document; waiting for it.")
+    def _waiter(self, job: Job, stop: Callable[[], bool] | None) -> Callable[[], None]:
+        """What to do for as long as another program holds the session: say so, and heed a stop."""
+        from engine.errors import PrefillStopped
+
+        said: list[str] = []
+
+        def wait() -> None:
+            if not said:
+                said.append("Another program is reading this document; waiting for it.")
+                self.announce(said[0])
+            if stop is not None and stop():
+                raise PrefillStopped(None, 0, len(job.prefix.token_ids))
+
+        return wait
 
     def _hold(self, session: OpenSession) -> None:
         self._open[session.record.id] = session

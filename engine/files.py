@@ -141,20 +141,19 @@ def disk_full(what: str) -> NotEnoughDisk:
 def locked(folder: Path, name: str, *, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold an inter-process lock, so that two runs do not fetch or convert one model twice.
 
-    on_wait  called once if another holds it for longer than SILENT_WAIT_S; what it raises ends
-             the wait
+    on_wait  called after every SILENT_WAIT_S that another holds it; what it raises ends the wait
     """
     from filelock import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f".{name}.lock"
     lock = FileLock(path)
-    try:
-        lock.acquire(timeout=SILENT_WAIT_S)
-    except Timeout:
-        if on_wait is not None:
-            on_wait()
-        lock.acquire()
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=SILENT_WAIT_S)
+        except Timeout:
+            if on_wait is not None:
+                on_wait()
     try:
         yield
     finally:

@@ -135,6 +135,36 @@ def test_waiting_for_another_program_is_said(
     assert not list(reader.paths.snapshots.glob(".*.lock"))
 
 
+def test_who_waits_for_another_program_can_be_stopped(
+    reader: Reader, book: Path, announced: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.files.SILENT_WAIT_S", 0.02)
+    session_id = reader.plan(book).session_id
+    asked: list[int] = []
+
+    def stop() -> bool:
+        asked.append(1)
+        return len(asked) > 2
+
+    holding, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with files.locked(reader.paths.snapshots, session_id):
+            holding.set()
+            done.wait(20)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    assert holding.wait(10)
+    with pytest.raises(PrefillStopped):
+        reader.open(book, stop=stop)
+    assert other.is_alive(), "the other program had not ended"
+    done.set()
+    other.join()
+    assert sum("waiting for it" in said for said in announced) == 1
+    assert reader.open(book).record.state == "ready"
+
+
 def test_the_order_of_questions_does_not_matter(reader: Reader, book: Path) -> None:
     session = reader.open(book)
     questions = ["Who?", "Where did they meet?", "When?"]
