@@ -128,6 +128,8 @@ def _start(
         raise InvalidSetting("There is nothing to read: the document has no tokens.")
     window = model.geometry.window
     mode = config.eviction.resolve_positions(len(ids), window)
+    if resume is not None and config.eviction.positions == "auto" and mode == "shared":
+        mode = resume.positions_mode  # it may have been begun when another was the rule
     if mode == "original" and len(ids) > window:
         raise InvalidSetting(
             f"{len(ids)} tokens at their original positions exceed the model's window of {window}.",

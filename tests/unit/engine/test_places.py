@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.cache import DocCache
+from engine.errors import PrefillStopped
 from engine.eviction import EvictionConfig
 from engine.generate import Sampling, generate
 from engine.places import Places
@@ -55,6 +56,25 @@ def test_with_everything_kept_tokens_stand_where_the_document_has_them() -> None
     model = tiny_model()
     assert torch.equal(
         forward(model, shared.view(), QUESTION), forward(model, original.view(), QUESTION)
+    )
+
+
+def test_what_was_begun_with_compact_positions_goes_on_so() -> None:
+    model = tiny_model(max_position_embeddings=2560)
+    text = tokens(2000)
+
+    def reading(mode: Any, **how: Any) -> DocCache:
+        rules = EvictionConfig(budget_tokens=100, allocation="global", positions=mode)
+        return prefill(model, text, PrefillConfig(256, rules), KeyDiffScorer(), **how)
+
+    begun: list[int] = []
+    how = {"stop": lambda: len(begun) > 2, "on_progress": lambda done, _: begun.append(done)}
+    with pytest.raises(PrefillStopped) as stopped:
+        reading("compact", **how)
+    found, whole = reading("auto", resume=stopped.value.cache), reading("compact")
+    assert found.positions_mode == "compact"
+    assert torch.equal(
+        forward(model, found.view(), QUESTION), forward(model, whole.view(), QUESTION)
     )
 
 
