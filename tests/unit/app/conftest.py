@@ -32,3 +32,10 @@ def book(tmp_path: Path) -> Path:
     path = tmp_path / "book.txt"
     path.write_text(BOOK, encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def typed_book(book: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The same file as the command line gets it, where every model is the tiny one."""
+    use_tiny_model(monkeypatch)
+    return str(book)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,18 +12,9 @@ import pytest
 from app.answers import Answer
 from app.cli import main
 from app.service import Reader
-from tests.unit.app.tiny_reader import BOOK, use_tiny_model
 
 TINY = ["--model", "tiny", "--budget", "400", "--chunk", "128", "--max-new-tokens", "2"]
 QUESTIONS = ["-q", "Who?", "-q", "Where?", "-q", "When?"]
-
-
-@pytest.fixture
-def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    use_tiny_model(monkeypatch)
-    path = tmp_path / "book.txt"
-    path.write_text(BOOK, encoding="utf-8")
-    return str(path)
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, how: Callable[[Answer], Answer]) -> None:
@@ -62,12 +52,12 @@ def test_answers_before_a_failure_are_printed(
     how: Callable[[Answer], Answer],
     code: int,
     answered: list[str],
-    book: str,
+    typed_book: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     spoil(monkeypatch, how)
-    assert main(["ask", book, *QUESTIONS, "--json", *TINY]) == code
+    assert main(["ask", typed_book, *QUESTIONS, "--json", *TINY]) == code
     report = json.loads(capsys.readouterr().out)
     assert [answer["question"] for answer in report["answers"]] == answered
     assert report["session"] and report["document"]["title"] == "book"

@@ -25,14 +25,6 @@ TINY = ["--model", "tiny", "--budget", "400", "--chunk", "128"]
 ROOT = Path(__file__).resolve().parents[3]
 
 
-@pytest.fixture
-def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    use_tiny_model(monkeypatch)
-    path = tmp_path / "book.txt"
-    path.write_text(BOOK, encoding="utf-8")
-    return str(path)
-
-
 def ask(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, Any, str]:
     """Exit code, the JSON on stdout, and stderr."""
     capsys.readouterr()
@@ -72,10 +64,10 @@ def test_the_data_dir_may_stand_on_either_side() -> None:
 
 
 def test_ask_prints_one_object_with_everything_promised(
-    book: str, capsys: pytest.CaptureFixture[str]
+    typed_book: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = [*TINY, "--max-new-tokens", "6", "--json"]
-    code, first, err = ask(capsys, "ask", book, "-q", "Who?", "-q", "Where?", *flags)
+    code, first, err = ask(capsys, "ask", typed_book, "-q", "Who?", "-q", "Where?", *flags)
     assert code == 0 and "Reading" in err
     assert [a["question"] for a in first["answers"]] == ["Who?", "Where?"]
     assert {
@@ -94,7 +86,7 @@ def test_ask_prints_one_object_with_everything_promised(
     )
     assert first["reused"] is False and first["reused_tokens"] == 0
     assert first["prefilled_tokens"] > first["document"]["tokens"]
-    code, second, _ = ask(capsys, "ask", book, "-q", "Where?", *flags)
+    code, second, _ = ask(capsys, "ask", typed_book, "-q", "Where?", *flags)
     assert code == 0 and second["reused"] is True and second["session"] == first["session"]
     assert second["prefilled_tokens"] < 400 and second["reused_tokens"] == 400
     assert second["answers"][0]["text"] == first["answers"][1]["text"]
@@ -102,11 +94,11 @@ def test_ask_prints_one_object_with_everything_promised(
 
 
 def test_several_files_give_one_line_each_and_a_bad_one_does_not_stop_the_rest(
-    book: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    typed_book: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "other.txt"
     other.write_text("The bird sang. " * 20)
-    files = [book, str(tmp_path / "missing.txt"), str(other)]
+    files = [typed_book, str(tmp_path / "missing.txt"), str(other)]
     code = main(["ask", *files, "-q", "Who?", "--json", *TINY, "--max-new-tokens", "2"])
     out, err = capsys.readouterr()
     assert code == 3 and "missing.txt" in err
@@ -115,9 +107,9 @@ def test_several_files_give_one_line_each_and_a_bad_one_does_not_stop_the_rest(
 
 
 def test_the_library_commands_work_together(
-    book: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    typed_book: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, read, _ = ask(capsys, "ingest", book, "--json", *TINY)
+    _, read, _ = ask(capsys, "ingest", typed_book, "--json", *TINY)
     session = read["session"]
     _, listed, _ = ask(capsys, "sessions", "--json")
     assert [(s["session"], s["state"]) for s in listed] == [(session, "ready")]
@@ -135,12 +127,12 @@ def test_the_library_commands_work_together(
     assert code == 0 and answered["reused"] is True
 
 
-def test_parse_only_loads_no_model(book: str, capsys: pytest.CaptureFixture[str]) -> None:
-    code, parsed, _ = ask(capsys, "ingest", book, "--parse-only", "--json")
+def test_parse_only_loads_no_model(typed_book: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, parsed, _ = ask(capsys, "ingest", typed_book, "--parse-only", "--json")
     assert code == 0
     assert (parsed["kind"], parsed["pages"], parsed["warnings"]) == ("txt", 1, [])
     assert parsed["characters"] == len(BOOK)
-    assert main(["ingest", book, "--parse-only"]) == 0
+    assert main(["ingest", typed_book, "--parse-only"]) == 0
     assert f"txt, 1 {parsed['page_kind']}, " in capsys.readouterr().out
 
 
@@ -173,41 +165,53 @@ def test_exit_codes(arguments: list[str], code: int, capsys: pytest.CaptureFixtu
 
 
 def test_a_damaged_session_ends_with_the_flag_that_helps(
-    book: str, data_dir: Path, capsys: pytest.CaptureFixture[str]
+    typed_book: str, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, read, _ = ask(capsys, "ingest", book, "--json", *TINY)
+    _, read, _ = ask(capsys, "ingest", typed_book, "--json", *TINY)
     (data_dir / "snapshots" / read["session"] / "state.safetensors").unlink()
-    code, out, err = ask(capsys, "ask", book, "-q", "Who?", "--json", *TINY)
+    code, out, err = ask(capsys, "ask", typed_book, "-q", "Who?", "--json", *TINY)
     assert (code, out) == (1, None)
     assert "state.safetensors" in err and "--reread" in err
     assert "state.safetensors" in (data_dir / "logs" / "longread.log").read_text()
     code, again, err = ask(
-        capsys, "ask", book, "-q", "Who?", "--json", *TINY, "--reread", "--max-new-tokens", "2"
+        capsys,
+        "ask",
+        typed_book,
+        "-q",
+        "Who?",
+        "--json",
+        *TINY,
+        "--reread",
+        "--max-new-tokens",
+        "2",
     )
     assert code == 0, f"{err}\n{(data_dir / 'logs' / 'longread.log').read_text()}"
     assert again["reused"] is False
 
 
 def test_our_own_fault_goes_to_the_log_with_its_traceback(
-    book: str, data_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    typed_book: str,
+    data_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def broken(*arguments: Any, **how: Any) -> None:
         raise ZeroDivisionError("odd")
 
     monkeypatch.setattr("app.service.Reader.open", broken)
-    code, out, err = ask(capsys, "ingest", book, "--json")
+    code, out, err = ask(capsys, "ingest", typed_book, "--json")
     assert (code, out) == (1, None) and "longread.log" in err
     assert "ZeroDivisionError: odd" in (data_dir / "logs" / "longread.log").read_text()
 
 
 def test_an_interrupt_is_130(
-    book: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    typed_book: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*arguments: Any, **how: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("app.service.Reader.open", interrupted)
-    assert ask(capsys, "ingest", book, "--json")[0] == 130
+    assert ask(capsys, "ingest", typed_book, "--json")[0] == 130
 
 
 def test_doctor_reports_versions_device_and_repairs(
@@ -225,9 +229,9 @@ def test_doctor_reports_versions_device_and_repairs(
 
 
 def test_doctor_names_folders_that_nothing_in_the_library_has(
-    book: str, data_dir: Path, capsys: pytest.CaptureFixture[str]
+    typed_book: str, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ask(capsys, "ingest", book, "--json", *TINY)
+    ask(capsys, "ingest", typed_book, "--json", *TINY)
     names = (
         "documents/" + "ab" * 32,
         "snapshots/" + "ab" * 12,
