@@ -22,7 +22,7 @@ from torch import Tensor
 from engine.batch import generate_together, nll_together
 from engine.byte_budget import entry_nbytes, fitting_tokens
 from engine.errors import InvalidSetting, ScorerUnavailable
-from engine.eviction import Allocation, EvictionConfig, reserve_tokens
+from engine.eviction import Allocation, EvictionConfig, Positions, reserve_tokens
 from engine.prefill import PrefillConfig, prefill
 from engine.pruning import pruned
 from engine.quantisation import RECENT_TOKENS, TAIL_TOKENS, QuantConfig, parse_kv_bits
@@ -62,6 +62,7 @@ class EvalSettings:
     chunked         read anew for every row, with evictions; oracles prune the full cache even so
     chunk_tokens    tokens a forward pass, of full and chunked readings
     allocation      how the budget is shared out; None: as suits each scorer
+    positions       where kept entries are read in chunked readings (engine.places)
     sink_tokens     first tokens that always stay; None: as many as the application keeps
     max_new_tokens  longest generated answer
     generate        False leaves out the answers: likelihoods only
@@ -80,6 +81,7 @@ class EvalSettings:
     chunked: bool = False
     chunk_tokens: int = 1024
     allocation: Allocation | None = None
+    positions: Positions = "auto"
     sink_tokens: int | None = None
     max_new_tokens: int = 32
     generate: bool = True
@@ -104,13 +106,18 @@ class EvalSettings:
                 "A second reading follows a chunked one; a full cache is pruned without it.",
                 "Add --chunked.",
             )
+        if self.positions != "auto" and not self.chunked:
+            raise InvalidSetting(
+                "Places are given as chunks are read; a full cache is pruned where it stands.",
+                "Add --chunked.",
+            )
         if self.refit and not self.chunked:
             raise InvalidSetting(
                 "Values are refitted as chunks are read; a full cache is pruned without it.",
                 "Add --chunked.",
             )
         for bits in self.kv_bits:  # a reading refuses what does not go together
-            rules = EvictionConfig(None, refit=self.refit)
+            rules = EvictionConfig(None, positions=self.positions, refit=self.refit)
             PrefillConfig(self.chunk_tokens, rules, quant=parse_kv_bits(bits))
         if not self.full and (not self.chunked or self.oracle_names):
             raise InvalidSetting(
@@ -133,6 +140,7 @@ class EvalSettings:
         return EvictionConfig(
             budget_tokens=max(round(kept * n_tokens), least),
             allocation=allocation,
+            positions=self.positions,
             sink_tokens=sinks,
             profile=scorer.profile if allocation == "profile" else None,
             refit=self.refit,
@@ -350,6 +358,8 @@ def _settings_key(settings: EvalSettings) -> dict[str, Any]:
         values["settling"] = [RECENT_TOKENS, TAIL_TOKENS]
     if not values["equal_bytes"]:
         del values["equal_bytes"]
+    if values["positions"] == "auto":
+        del values["positions"]
     if values.pop("refit"):
         values["refit"] = second_reading.REFIT_KEY if twice else REFIT_KEY
     return values

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from app.commands.arguments import a_path, count, no_folder, positive, readable
 from app.commands.common import (
     ALLOCATIONS,
+    POSITIONS,
     WEIGHTS,
     add_json,
     add_model,
@@ -21,7 +22,7 @@ from app.desk import words
 
 if TYPE_CHECKING:
     from app.paths import DataPaths
-    from engine.eviction import Allocation
+    from engine.eviction import Allocation, Positions
     from engine.loader import LoadedModel
     from heads.evaluation import EvalSettings, Refused
     from heads.results import DocumentResult
@@ -108,6 +109,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--allocation", choices=ALLOCATIONS, help="how the budget is shared out")
     group.add_argument(
+        "--positions",
+        choices=POSITIONS,
+        default="auto",
+        help="with --chunked: where kept entries are read (default: auto)",
+    )
+    group.add_argument(
         "--sinks", type=count, metavar="N", help="first tokens that always stay (default: 4)"
     )
     group.add_argument("--documents", type=positive, metavar="N", help="the first N only")
@@ -182,6 +189,7 @@ def _settings(args: argparse.Namespace) -> EvalSettings:
         chunked=args.chunked,
         chunk_tokens=args.chunk,
         allocation=cast("Allocation | None", args.allocation),
+        positions=cast("Positions", args.positions),
         sink_tokens=args.sinks,
         max_new_tokens=args.max_new_tokens,
         generate=not args.no_generate,

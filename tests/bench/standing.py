@@ -25,7 +25,7 @@ from typing import Any, get_args
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from app.prompts import Layout
-from engine.eviction import Allocation
+from engine.eviction import Allocation, Positions
 from engine.loader import load_model
 from heads.catalog import make_scorer
 from heads.evaluation import EvalSettings, evaluate
@@ -182,6 +182,7 @@ def main() -> None:
     parser.add_argument("--equal-bytes", action="store_true", help="shares are of bytes")
     parser.add_argument("--read-twice", action="store_true", help="a second reading chooses")
     parser.add_argument("--allocation", choices=get_args(Allocation), help="default: the scorer's")
+    parser.add_argument("--positions", choices=get_args(Positions), default="auto")
     parser.add_argument("--log", type=Path, help="finished documents; a second run goes on")
     options = parser.parse_args()
     model = load_model(options.model, models_dir=options.models)
@@ -205,6 +206,7 @@ def main() -> None:
             max_new_tokens=options.max_new_tokens or kind.answer_tokens,
             kv_bits=tuple(options.kv_bits.split(",")), equal_bytes=options.equal_bytes,
             read_twice=options.read_twice, allocation=options.allocation,
+            positions=options.positions,
         )  # fmt: skip
         results, refused = evaluate(
             model,

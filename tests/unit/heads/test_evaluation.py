@@ -151,6 +151,19 @@ def test_chunked_rows_are_readings_with_evictions() -> None:
     assert row.nll != next(r for r in whole.rows if (r.scorer, r.kept) == ("keydiff", 0.6)).nll
 
 
+def test_places_are_those_that_were_asked_for() -> None:
+    settings = replace(SETTINGS, scorers=("keydiff",), kept=(1.0, 0.3), chunked=True)
+
+    def likelihoods(positions: Any) -> list[list[float]]:
+        (found, _), _ = measured(replace(settings, positions=positions))
+        return [row.nll for row in found.rows]
+
+    usual, moved = likelihoods("auto"), likelihoods("shared")
+    assert usual == likelihoods("original")
+    assert moved[0] == pytest.approx(usual[0]), "with nothing evicted both are the document's"
+    assert moved[1] != pytest.approx(usual[1])
+
+
 def test_the_report_is_means_over_questions_and_errors_over_documents() -> None:
     results, _ = measured(SETTINGS)
     found = make_report("tiny", SETTINGS, results)
@@ -309,6 +322,8 @@ def test_without_a_full_reading_a_long_document_is_read_in_chunks() -> None:
         ({"kept": (0.5, 0.0)}, InvalidSetting),
         ({"kept": (1.5,)}, InvalidSetting),
         ({"full": False}, InvalidSetting),
+        ({"positions": "shared"}, InvalidSetting),
+        ({"chunked": True, "positions": "elsewhere"}, InvalidSetting),
         ({"chunked": True, "refit": True, "kv_bits": ("16", "4")}, InvalidSetting),
         ({"oracle": "none_such"}, ScorerUnavailable),
     ],
