@@ -23,6 +23,10 @@ STAGE_NAMES = {
 READING_STAGES = ("read", "read_again")
 
 
+def ignore_progress(stage: str, done: int, total: int) -> None:
+    """OnProgress for callers that do not want to know."""
+
+
 class RateMeter:
     """Speed and time left of one reading, from the times at which tokens were done.
 

@@ -1,89 +1,48 @@
 """The reader: opens documents into sessions and answers questions on them.
 
-It owns the model and the open caches, and is used by one thread at a time; `worker.Worker` gives
+It owns the model and the open sessions, and is used by one thread at a time; `worker.Worker` gives
 the desk such a thread, a command is one by itself.
 """
 
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.answers import Answer, TokenText
-from app.citations import Witness
+from app.answering import answer
+from app.answers import Answer
+from app.held_model import HeldModel
 from app.library import Library
 from app.memory import peak_rss_bytes, rss_bytes
+from app.open_session import OpenSession, OpenSessions
 from app.plan import Plan, check_fits, check_length, cost_line, make_plan, page_range
 from app.preparing import make_job, own_budget, serves
-from app.progress import OnProgress
-from app.prompts import Layout, Turn
-from app.reading import Job, ReadReport, check_same, read_document, restore
-from app.records import SESSION_READY, SessionRecord
+from app.progress import OnProgress, ignore_progress
+from app.prompts import Turn
+from app.reading import Job, check_same, read_document, restore
+from app.records import SESSION_READY
 from app.settings import ReadSettings
 from app.sharing import ThreadShare, both
 from app.store import StoredDocument, keep_document, stored_document
 from app.unread import kept_if_read
 
 if TYPE_CHECKING:
-    from engine.cache import DocCache
     from engine.decoding import DecoderChoice
     from engine.generate import Sampling
     from engine.loader import LoadedModel
     from ingest import Document
-
-OPEN_SESSIONS = 2
-
-
-def _ignore_progress(stage: str, done: int, total: int) -> None:
-    """OnProgress for callers that do not want to know."""
-
-
-@dataclass
-class OpenSession:
-    """A session in memory, ready to be asked. reused: its cache came from disk."""
-
-    record: SessionRecord
-    document: Document
-    model: LoadedModel
-    layout: Layout
-    cache: DocCache
-    reused: bool
-    report: ReadReport
-    parse_s: float = 0.0
-    model_load_s: float = 0.0
-    memory: dict[str, int] = field(default_factory=dict)
-    _witness: Witness | None = None
-
-    @property
-    def pages(self) -> tuple[int, int]:
-        """First and last page that were read."""
-        return self.record.first_page, self.record.last_page
-
-    def witness(self, library: Library) -> Witness:
-        """What finds citations in this document; built at the first question."""
-        if self._witness is None:
-            sha256 = self.document.sha256
-            self._witness = Witness(
-                self.document,
-                self.pages,
-                lambda query, limit: library.search_pages(sha256, query, limit),
-            )
-        return self._witness
 
 
 class Reader:
     """Parses, plans, reads, restores and asks. Not safe to use from two threads at once.
 
     announce gets one sentence whenever something happens that the user should know of: a reading
-    that is resumed, a damaged checkpoint that is dropped. answer_weights: what answers are
-    computed with (engine.decoding), packed as soon as a model is there; None: nobody means to ask,
-    and they are packed if somebody does. Reading always uses the model's own weights.
+    that is resumed, a damaged checkpoint that is dropped. answer_weights: as for HeldModel. Reading
+    always uses the model's own weights.
     """
 
     def __init__(
@@ -96,17 +55,17 @@ class Reader:
         announce: Callable[[str], None] | None = None,
     ) -> None:
         self.library = library
-        self.asks = answer_weights is not None
-        self.answer_weights = answer_weights or "auto"
         self.paths = library.paths
         self.defaults = defaults or ReadSettings()
-        self.device = device
         self.announce = announce or (lambda text: None)
-        self._share = ThreadShare(self.announce)
-        self._model: tuple[tuple[str, str], LoadedModel] | None = None
-        self._decoder: Future[DecoderChoice] | None = None
-        self._said = ""
-        self._open: OrderedDict[str, OpenSession] = OrderedDict()
+        self._share = ThreadShare(self._say)
+        self._open = OpenSessions()
+        self._model = HeldModel(
+            self.paths.models, device, answer_weights, self._say, on_change=self._open.clear
+        )
+
+    def _say(self, text: str) -> None:
+        self.announce(text)  # whoever listens now
 
     # Opening
 
@@ -118,7 +77,7 @@ class Reader:
         pages: tuple[int, int] | None = None,
         settings: ReadSettings | None = None,
         reread: bool = False,
-        on_progress: OnProgress = _ignore_progress,
+        on_progress: OnProgress = ignore_progress,
         on_session: Callable[[str], None] | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> OpenSession:
@@ -147,7 +106,7 @@ class Reader:
         session_id: str,
         *,
         reread: bool = False,
-        on_progress: OnProgress = _ignore_progress,
+        on_progress: OnProgress = ignore_progress,
         on_session: Callable[[str], None] | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> OpenSession:
@@ -157,9 +116,8 @@ class Reader:
         raises.
         """
         record = self.library.session(session_id)
-        held = self._open.get(record.id)
-        if held is not None and not reread:
-            self._open.move_to_end(record.id)
+        held = None if reread else self._open.get(record.id)
+        if held is not None:
             return held
         document = stored_document(self.paths, record.document)
         settings = ReadSettings.from_dict(record.settings)
@@ -176,7 +134,7 @@ class Reader:
         password: str | None = None,
         pages: tuple[int, int] | None = None,
         settings: ReadSettings | None = None,
-        on_progress: OnProgress = _ignore_progress,
+        on_progress: OnProgress = ignore_progress,
     ) -> Plan:
         """What reading this file would cost; nothing is read. Raises what parsing raises."""
         stored = self._keep(Path(path), password, on_progress)
@@ -187,7 +145,7 @@ class Reader:
 
     def forget(self, session_id: str) -> None:
         """Drop a session from memory (not from the library)."""
-        self._open.pop(session_id, None)
+        self._open.drop(session_id)
 
     # Asking
 
@@ -207,66 +165,27 @@ class Reader:
         on_text  gets the text as it grows, piece by piece
         history  earlier turns, of which the latest fit into history_tokens are told to the model
         """
-        from engine.generate import Sampling, generate
-        from engine.speculation import Drafter
-
         started = time.perf_counter()
-        sampling = sampling or Sampling()
-        layout = session.layout
-        turns = layout.fitting_history(history, history_tokens) if history_tokens else []
-        tail = layout.tail(question, turns)
-        text = TokenText(session.model.tokenizer, on_text)
         decoder = self.decoder(session.model).decoder
         with self._sharing(session.model) as look:
-            made = generate(
-                session.model,
-                session.cache.view(),
-                tail,
+            made = answer(
+                session,
+                self.library,
+                question,
                 sampling,
-                on_token=both(text.add, look),
-                stop=stop,
                 decoder=decoder,
-                drafter=Drafter(session.cache.token_ids, tail),
+                on_token=look,
+                on_text=on_text,
+                stop=stop,
+                history=history,
+                history_tokens=history_tokens,
             )
-        answer_text = text.finish()
-        citations = session.witness(self.library).cite(answer_text, question)
         self.library.touch_session(session.record.id)
-        return Answer(
-            question=question,
-            text=answer_text,
-            citations=citations,
-            ttft_s=made.ttft_s,
-            decode_tok_s=made.decode_tok_s,
-            new_tokens=len(made.token_ids),
-            prefilled_tokens=made.prefilled_tokens,
-            reused_tokens=made.reused_tokens,
-            finish=made.finish,
-            forwards=made.forwards,
-            answer_s=time.perf_counter() - started,
-        )
+        return replace(made, answer_s=time.perf_counter() - started)
 
     def decoder(self, model: LoadedModel) -> DecoderChoice:
-        """What computes the answers of a model; its weights are packed while documents are read.
-
-        Raises InvalidSetting if the model cannot answer with the weights asked for.
-        """
-        if self._decoder is None:
-            self._decoder = self._begin_packing(model)
-        choice = self._decoder.result()
-        if self._said != choice.reason:
-            self._said = choice.reason
-            self.announce(choice.reason)
-        return choice
-
-    def _begin_packing(self, model: LoadedModel) -> Future[DecoderChoice]:
-        from engine.decoding import choose_decoder
-        from engine.numeric import CACHE_NAME
-
-        cache_file = self.paths.models / CACHE_NAME
-        pool = ThreadPoolExecutor(1, "packing")
-        found = pool.submit(choose_decoder, model, self.answer_weights, cache_file=cache_file)
-        pool.shutdown(wait=False)
-        return found
+        """What computes the answers of a model (HeldModel.decoder)."""
+        return self._model.decoder(model)
 
     # Inside
 
@@ -278,40 +197,6 @@ class Reader:
         return keep_document(
             self.library, path, password, on_parse=lambda: on_progress("parse", 0, 0)
         )
-
-    def model(
-        self,
-        name: str | None,
-        weights: str,
-        on_progress: OnProgress = _ignore_progress,
-        *,
-        download: bool = True,
-    ) -> LoadedModel:
-        """The loaded model of this name; one is held at a time."""
-        from engine.decoding import check_answer_format
-        from engine.loader import load_model
-        from engine.registry import default_model
-
-        key = (name or default_model(), weights)
-        if self._model is None or self._model[0] != key:
-            self._model = self._decoder = None
-            self._open.clear()  # their caches belong to the other model
-            on_progress("load", 0, 0)
-            loaded = load_model(
-                key[0],
-                models_dir=self.paths.models,
-                weights=weights,
-                device=self.device,
-                download=download,
-                on_progress=lambda done, total: on_progress("fetch", done, total),
-                on_message=self.announce,
-            )
-            if self.asks:
-                check_answer_format(self.answer_weights, loaded.device)
-                if self.answer_weights != "captured":  # recording wants the card for itself
-                    self._decoder = self._begin_packing(loaded)
-            self._model = (key, loaded)
-        return self._model[1]
 
     def _job(
         self,
@@ -330,7 +215,7 @@ class Reader:
 
         chosen = page_range(document, pages)
         download = trusted or find(settings.model or "") is not None
-        model = self.model(settings.model, settings.weights, on_progress, download=download)
+        model = self._model.get(settings.model, settings.weights, on_progress, download=download)
         heads_dir = self.paths.models / "heads"
         return make_job(document, chosen, settings, model, heads_dir, trusted=trusted)
 
@@ -428,7 +313,7 @@ class Reader:
             "before_read_rss_bytes": before_read,
             "peak_rss_bytes": peak_rss_bytes(),
         }
-        self._hold(session)
+        self._open.hold(session)
         return session
 
     def _waiter(self, job: Job, stop: Callable[[], bool] | None) -> Callable[[], None]:
@@ -446,15 +331,6 @@ class Reader:
 
         return wait
 
-    def _hold(self, session: OpenSession) -> None:
-        self._open[session.record.id] = session
-        self._open.move_to_end(session.record.id)
-        while len(self._open) > OPEN_SESSIONS:
-            self._open.popitem(last=False)
-
     def describe(self) -> dict[str, Any]:
         """The loaded model in plain values; empty before the first was loaded."""
-        if self._model is None:
-            return {}
-        loaded = self._model[1]
-        return {"name": loaded.name, "weights": loaded.weights, "device": str(loaded.device)}
+        return self._model.describe()
