@@ -15,6 +15,10 @@ WHOLE_TREE = (
     ("ruff format", ("ruff", "format", "--check", ".")),
     ("mypy", ("mypy",)),
 )
+# Tests that need neither models nor time run in several processes of one thread each; those that
+# load models, drive a browser or kill programs at a given moment run alone, one after the other.
+SIDE_BY_SIDE = ("tests/unit", "tests/kernels")
+MOST_PROCESSES = 4  # each holds torch
 
 
 def say(text: str) -> None:
@@ -50,6 +54,28 @@ def ensure_chromium() -> None:
         say("The desk's browser tests will be skipped: no Chromium was found. Install it for them.")
 
 
+def n_processes() -> int:
+    """How many processes share the tests that can run beside each other."""
+    return max(min(os.cpu_count() or 1, MOST_PROCESSES), 1)
+
+
+def pytest(*arguments: str, one_thread: bool = False) -> int:
+    """Run some tests; returns pytest's exit code."""
+    threads = {"OMP_NUM_THREADS": "1"} if one_thread else {}
+    command = [sys.executable, "-m", "pytest", *arguments]
+    return subprocess.call(command, cwd=ROOT, env={**os.environ, **threads})
+
+
+def every_test() -> int:
+    """All tests, those of SIDE_BY_SIDE first; the exit code of the first run that failed."""
+    shared = ("-n", str(n_processes()), "--dist", "loadfile")
+    say(f"== pytest {' '.join(SIDE_BY_SIDE)}, {n_processes()} processes")
+    beside = pytest(*SIDE_BY_SIDE, *shared, one_thread=True)
+    say("== pytest, the rest")
+    alone = pytest(*(f"--ignore={folder}" for folder in SIDE_BY_SIDE))
+    return beside or alone
+
+
 def main(arguments: list[str]) -> int:
     """Run the checks; `arguments` go to pytest. Returns pytest's exit code, or 1 if another failed.
 
@@ -63,8 +89,7 @@ def main(arguments: list[str]) -> int:
         say(f"== {name}")
         if subprocess.call([sys.executable, "-m", *command], cwd=ROOT) != 0:
             failed.append(name)
-    say("== pytest")
-    code = subprocess.call([sys.executable, "-m", "pytest", *arguments], cwd=ROOT)
+    code = pytest(*arguments) if arguments else every_test()
     if code != 0:
         failed.append("pytest")
     passed = "The chosen tests passed." if arguments else "All checks passed."
