@@ -43,8 +43,10 @@ def use_tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
     from engine.numeric import Choice
 
     speed = Choice("fp32", {"prefill_fp32": 50.0, "prefill_bf16": 20.0}, "said by the test")
+    answers = Choice("int8", {"answer_int8": 50.0, "answer_fp16": 20.0}, "said by the test")
     monkeypatch.setattr("engine.loader.load_model", lambda name, **how: tiny_loaded())
     monkeypatch.setattr("engine.numeric.pick_format", lambda cache_file: speed)
+    monkeypatch.setattr("engine.decoding.pick_answer_format", lambda cache_file: answers)
 
 
 def tiny_reader(announced: list[str] | None = None) -> Reader:
