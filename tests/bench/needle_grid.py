@@ -7,13 +7,15 @@ at even depths, it is read once with evictions, the budget shared out as suits t
 questions are asked of that one cache.
 Prints a line a reading with the facts found, then one JSON line; --out writes the grid as SVG.
 The same for each scorer named: all see the same text and keep the same number of entries, or with
---kv-bits at most as many bytes as --budget entries in 16 bits have, a row for each.
+--kv-bits at most as many bytes as --budget entries in 16 bits have, a row for each. --facts draws
+other numbers for the places, and another order of them: ten facts are few.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -49,14 +51,27 @@ QUESTION = "What is the secret number of {place}?"
 DEPTHS = tuple((i + 0.5) / len(PLACES) for i in range(len(PLACES)))
 
 
-def document(layout: Layout, book: str, n_tokens: int) -> str:
+Facts = tuple[tuple[str, str], ...]
+
+
+def drawn(number: int) -> Facts:
+    """Places and their numbers by ascending depth: draw 0 is PLACES, each other one differs."""
+    if number == 0:
+        return PLACES
+    chance = random.Random(number)
+    places = chance.sample([place for place, _ in PLACES], len(PLACES))
+    numbers = chance.sample(range(1000, 10_000), len(PLACES))
+    return tuple((place, str(n)) for place, n in zip(places, numbers, strict=True))
+
+
+def document(layout: Layout, book: str, n_tokens: int, placed: Facts) -> str:
     """The book's text, as often as needed, cut to n_tokens, with the facts inside."""
     ids, starts = layout.document_ids(book)
     times = -(-n_tokens // len(ids))
     text = book * (times - 1) + book[: starts[(n_tokens - 1) % len(ids)]]
     facts = [
         (depth, FACT.format(place=place, number=number))
-        for depth, (place, number) in zip(DEPTHS, PLACES, strict=True)
+        for depth, (place, number) in zip(DEPTHS, placed, strict=True)
     ]
     return facts_at_depths(text, facts)
 
@@ -80,7 +95,13 @@ def budget_in(model: LoadedModel, n_tokens: int, budget: int, quant: QuantConfig
 
 
 def measure(
-    model: LoadedModel, layout: Layout, text: str, name: str, budget: int, bits: str
+    model: LoadedModel,
+    layout: Layout,
+    text: str,
+    placed: Facts,
+    name: str,
+    budget: int,
+    bits: str,
 ) -> Reading:
     """Read the text once and ask for every fact."""
     prefix = layout.prefix(text)
@@ -94,14 +115,14 @@ def measure(
     began = time.perf_counter()
     cache = prefill(model, prefix.token_ids, PrefillConfig(1024, rules, quant=quant), reads)
     seconds = time.perf_counter() - began
-    tails = [layout.tail(QUESTION.format(place=place)) for place, _ in PLACES]
+    tails = [layout.tail(QUESTION.format(place=place)) for place, _ in placed]
     encode = layout.tokenizer
-    numbers = [encode(number, add_special_tokens=False)["input_ids"] for _, number in PLACES]
+    numbers = [encode(number, add_special_tokens=False)["input_ids"] for _, number in placed]
     views = [cache.view() for _ in tails]
     answers = generate_together(model, views, tails, 24)
     found = [
         number in layout.tokenizer.decode(ids)
-        for ids, (_, number) in zip(answers, PLACES, strict=True)
+        for ids, (_, number) in zip(answers, placed, strict=True)
     ]
     nll = nll_together(model, [cache.view() for _ in tails], tails, numbers)
     n_tokens = len(prefix.token_ids)
@@ -148,25 +169,33 @@ def main() -> None:
     parser.add_argument("--scorers", default="retaining")
     parser.add_argument("--budget", type=int, default=4096)
     parser.add_argument("--kv-bits", default="16", help="with commas between, a row each")
+    parser.add_argument("--facts", default="0", help="draws, as 0,1,2: a row for each")
     parser.add_argument("--out", type=Path, help="write the grid there as SVG")
     options = parser.parse_args()
     model = load_model(options.model, models_dir=options.models)
     layout = Layout(model.tokenizer)
     book = options.book.read_text(encoding="utf-8")
     rows, report = [], []
-    for length in (int(x) for x in options.lengths.split(",")):
-        text = document(layout, book, length)
-        for scorer, bits in product(options.scorers.split(","), options.kv_bits.split(",")):
-            read = measure(model, layout, text, scorer, options.budget, bits)
+    lengths, draws = (
+        [int(x) for x in given.split(",")] for given in (options.lengths, options.facts)
+    )
+    scorers, formats = options.scorers.split(","), options.kv_bits.split(",")
+    for length, draw in product(lengths, draws):
+        placed = drawn(draw)
+        text = document(layout, book, length, placed)
+        for scorer, bits in product(scorers, formats):
+            read = measure(model, layout, text, placed, scorer, options.budget, bits)
             found = read.found
             print(
-                f"{read.n_tokens:7} tokens  {scorer:12} {bits:5} {read.kept_tokens:6.0f} kept, "
+                f"{read.n_tokens:7} tokens  draw {draw}  {scorer:12} {bits:5} "
+                f"{read.kept_tokens:6.0f} kept, "
                 f"{read.nbytes / 1e6:.1f} MB  {''.join('x' if hit else '.' for hit in found)}  "
                 f"{sum(found)}/10  NLL {sum(read.nll) / len(read.nll):.2f}  {read.seconds:.0f} s",
                 flush=True,
             )
-            rows.append((f"{read.n_tokens:,} tokens, {scorer}, {bits}", found))
-            report.append({"scorer": scorer, "kv_bits": bits, **asdict(read)})
+            which = f", draw {draw}" if len(draws) > 1 else ""
+            rows.append((f"{read.n_tokens:,} tokens, {scorer}, {bits}{which}", found))
+            report.append({"draw": draw, "scorer": scorer, "kv_bits": bits, **asdict(read)})
     if options.out:
         options.out.write_text(grid_svg(rows), encoding="utf-8")
     print(json.dumps({"budget": options.budget, "rows": report}))
