@@ -313,9 +313,17 @@ class Library:
     # Messages
 
     def add_question(self, session_id: str, text: str) -> tuple[int, int]:
-        """Store a question and its pending answer before anything is computed; returns both ids."""
+        """Store a question and its pending answer before anything is computed; returns both ids.
+
+        Raises NoSuchSession if the session was deleted meanwhile.
+        """
         db = self.database.get()
         with db.atomic():
+            if not self._has_session(session_id):
+                raise NoSuchSession(
+                    f"Session {session_id} was deleted; the question was not put.",
+                    "Open the document again if it is still wanted.",
+                )
             question = self._insert_message(
                 {"session": session_id, "role": "user", "text": text, "state": "done"}
             )

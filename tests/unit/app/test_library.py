@@ -120,8 +120,17 @@ def test_only_the_owner_may_read_the_library(tmp_path: Path) -> None:
 
 
 def test_foreign_keys_are_enforced(library: Library) -> None:
+    message = {"session": "no such session", "role": "user", "text": "Who?", "state": "done"}
     with pytest.raises(sqlite3.IntegrityError):
-        library.add_question("no such session", "Who?")
+        library._insert_message(message)
+
+
+def test_a_question_on_a_deleted_session_is_refused_by_name(library: Library) -> None:
+    add_session(library)
+    library.add_question(SESSION, "Who?")
+    library.delete_session(SESSION)
+    with pytest.raises(NoSuchSession, match=f"{SESSION} was deleted"):
+        library.add_question(SESSION, "Who?")
 
 
 def test_pages_are_found_by_their_words_best_first(library: Library) -> None:
