@@ -12,6 +12,7 @@ SESSION_DAMAGED = "damaged"
 
 # Codes of warnings that whoever relies on an answer must know of, not only whoever begins to read.
 DOUBTFUL = {
+    "bytes_undecoded",
     "encoding_guessed",
     "garbage_text",
     "hidden_text",

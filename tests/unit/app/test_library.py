@@ -366,6 +366,7 @@ def test_doubts_of_a_document_are_told_for_its_session(library: Library) -> None
             DocumentWarning("running_lines_removed", "Running headers were left out."),
             DocumentWarning("strange_letters", "The letters of page 1 look like no words.", 1),
             DocumentWarning("repaired", "The file was damaged and has been repaired."),
+            DocumentWarning("bytes_undecoded", "3 bytes could not be decoded as UTF-8."),
         ),
     )
     library.add_document(document, "book.pdf", needs_password=False)
@@ -376,6 +377,7 @@ def test_doubts_of_a_document_are_told_for_its_session(library: Library) -> None
     assert worker.doubts(library.session(SESSION)) == [
         "The letters of page 1 look like no words.",
         "The file was damaged and has been repaired.",
+        "3 bytes could not be decoded as UTF-8.",
     ]
     worker.close()
 
