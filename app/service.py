@@ -215,6 +215,7 @@ class Reader:
 
         chosen = page_range(document, pages)
         download = trusted or find(settings.model or "") is not None
+        self._share.notice()
         model = self._model.get(settings.model, settings.weights, on_progress, download=download)
         heads_dir = self.paths.models / "heads"
         return make_job(document, chosen, settings, model, heads_dir, trusted=trusted)

@@ -70,6 +70,16 @@ class ThreadShare:
         self._seen = self._cores.usage()
         self._threads: int | None = None  # of the last look
 
+    def notice(self) -> None:
+        """Count from now, unless the last look is still remembered.
+
+        Called before something that takes its time without computing, as the loading of a model:
+        by what that time says the computing after it begins.
+        """
+        now = self._cores.usage()
+        if now.at_s - self._seen.at_s > REMEMBERED_S:
+            self._seen, self._threads = now, None
+
     @contextmanager
     def computing(self) -> Iterator[Callable[[], None]]:
         """Inside, the calling thread computes with as many threads as suits; afterwards as before.

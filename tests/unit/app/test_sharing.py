@@ -107,6 +107,32 @@ def test_it_begins_with_what_the_time_before_says_if_that_is_not_long_ago() -> N
         assert torch.get_num_threads() == MOST
 
 
+def test_after_a_pause_it_begins_with_what_the_loading_of_the_model_says() -> None:
+    cores = ScriptedCores(0.0, 3.0, 0.0, 2.0)
+    share = ThreadShare(lambda text: None, cores)
+    cores._at += REMEMBERED_S
+    share.notice()
+    with share.computing():  # three were busy since
+        assert torch.get_num_threads() == 1
+    share.notice()  # the last look is remembered, and stands
+    with share.computing():
+        assert torch.get_num_threads() == 3
+
+
+def test_a_model_is_loaded_after_a_look(
+    reader: Reader, book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_tiny_model(monkeypatch)
+    share = ThreadShare(reader.announce, ScriptedCores(*[0.0] * 1000))
+    looks: list[str] = []
+    monkeypatch.setattr(share, "notice", lambda: looks.append("look"))
+    load = reader._model.get
+    monkeypatch.setattr(reader._model, "get", lambda *a, **k: looks.append("load") or load(*a, **k))
+    monkeypatch.setattr(reader, "_share", share)
+    reader.open(book)
+    assert looks[:2] == ["look", "load"]
+
+
 def test_a_chunk_may_take_longer_than_a_look_is_remembered() -> None:
     class Slow(ScriptedCores):
         def usage(self) -> Usage:
