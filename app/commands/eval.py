@@ -61,7 +61,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     add_model(parser)
     parser.add_argument("--weights", choices=WEIGHTS, default="auto", help="number format")
-    group = parser.add_argument_group("what to measure")
+    _add_compared(parser)
+    _add_reading(parser)
+    _add_asking(parser)
+
+
+def _add_compared(parser: argparse.ArgumentParser) -> None:
+    """Who chooses, and how much stays."""
+    group = parser.add_argument_group("what is compared")
     group.add_argument(
         "--scorers", type=_names, metavar="A,B", help="scorers or oracles (default: the best)"
     )
@@ -71,21 +78,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=KEPT,
         metavar="X,Y",
         help="shares of the document's tokens to keep (default: 0.5,0.25,0.125)",
-    )
-    group.add_argument(
-        "--chunked",
-        action="store_true",
-        help="read anew for every row, evicting after each chunk, instead of pruning a full cache",
-    )
-    group.add_argument(
-        "--read-twice",
-        action="store_true",
-        help="with --chunked: a second reading chooses what stays (rows are named NAME+twice)",
-    )
-    group.add_argument(
-        "--refit",
-        action="store_true",
-        help="with --chunked: kept values take over what evicted entries gave",
     )
     group.add_argument(
         "--kv-bits",
@@ -100,12 +92,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="shares are of the full cache's bytes in 16 bits: in fewer bits more entries stay",
     )
     group.add_argument(
-        "--no-full",
+        "--oracle",
+        type=readable,
+        metavar="NAME",
+        help="compare what is kept with what this oracle keeps",
+    )
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    """Readings in chunks, and what they do."""
+    group = parser.add_argument_group("how documents are read")
+    group.add_argument(
+        "--chunked",
         action="store_true",
-        help="with --chunked: leave out the full reading, for texts beyond the trained window",
+        help="read anew for every row, evicting after each chunk, instead of pruning a full cache",
     )
     group.add_argument(
         "--chunk", type=positive, default=1024, metavar="TOKENS", help="tokens read at a time"
+    )
+    group.add_argument(
+        "--read-twice",
+        action="store_true",
+        help="with --chunked: a second reading chooses what stays (rows are named NAME+twice)",
+    )
+    group.add_argument(
+        "--refit",
+        action="store_true",
+        help="with --chunked: kept values take over what evicted entries gave",
     )
     group.add_argument("--allocation", choices=ALLOCATIONS, help="how the budget is shared out")
     group.add_argument(
@@ -117,6 +130,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--sinks", type=count, metavar="N", help="first tokens that always stay (default: 4)"
     )
+    group.add_argument(
+        "--no-full",
+        action="store_true",
+        help="with --chunked: leave out the full reading, for texts beyond the trained window",
+    )
+
+
+def _add_asking(parser: argparse.ArgumentParser) -> None:
+    """Which documents and questions, and what is done with the answers."""
+    group = parser.add_argument_group("how much is asked")
     group.add_argument("--documents", type=positive, metavar="N", help="the first N only")
     group.add_argument("--questions", type=positive, metavar="N", help="the first N of each only")
     group.add_argument(
@@ -124,12 +147,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--no-generate", action="store_true", help="likelihoods only; F1 and recall are left out"
-    )
-    group.add_argument(
-        "--oracle",
-        type=readable,
-        metavar="NAME",
-        help="compare what is kept with what this oracle keeps",
     )
     group.add_argument(
         "--log",

@@ -193,8 +193,8 @@ def main() -> None:
         for name in options.scorers.split(",")
         if name not in ORACLES
     }
-    for name, scorer in scorers.items():
-        print(f"{name}: {scorer.digest()}, allocation {scorer.allocation}", flush=True)
+    for name, reads in scorers.items():
+        print(f"{name}: {reads.digest()}, allocation {reads.allocation}", flush=True)
     reports: dict[str, Any] = {}
     everything: list[DocumentResult] = []
     for name in options.sets.split(","):
