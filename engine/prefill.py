@@ -26,6 +26,7 @@ from engine.refit import References, refitted, set_aside
 from engine.rows import Rows
 from engine.scoring import LayerStep, Scorer, group_mean
 from engine.splits import Split, settled_counts, splits_of
+from engine.stretches import Stretches
 from engine.trunk import hidden_after
 from kernels.quantise import frame_of
 
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from engine.loader import LoadedModel
 
 _LOGIT_ROWS = 256  # rows of vocabulary logits held at once for scorers that want them
+# What passing tensors leave free between lasting ones is hardly used again: it is given back after
+# so many layers, which takes some milliseconds, and not where chunks are too short to leave much.
+_LAYERS_BETWEEN_GIVING_BACK = 6
+_TOKENS_WORTH_GIVING_BACK = 256
 
 
 @dataclass(frozen=True)
@@ -105,8 +110,6 @@ def prefill(
         read_chunk(
             model, cache, chunk, config, scorer, last=last, ceiling=ceiling, see_whole=see_whole
         )
-        if model.device == "cpu":
-            give_back_freed()
         n_chunks += 1
         if on_progress is not None:
             on_progress(cache.n_seen, len(ids))
@@ -114,6 +117,8 @@ def prefill(
             cache.scorer_state = scorer.state()
             on_checkpoint(cache)
     cache.scorer_state = scorer.state()
+    if model.device == "cpu":
+        give_back_freed()
     return cache.freeze()
 
 
@@ -197,6 +202,7 @@ def read_chunk(
         step.replace_scores(_prediction_scores(model, cache, hidden, chunk, scorer))
     cache.last_logits = model.model.lm_head(hidden[-1]).float()
     cache.token_ids = torch.cat([cache.token_ids, chunk.cpu()])
+    step.give_back()
     if see_whole is None:
         step.evict(config.eviction, last=last, ceiling=ceiling)
         return
@@ -257,26 +263,34 @@ class ChunkStore:
         shape = (geometry.n_layers, 2, geometry.n_kv_heads, n_new, geometry.head_dim)
         return torch.empty(shape, dtype=kept.dtype, device=kept.device)
 
+    def give_back(self) -> None:
+        """Return what lies freed to the system; a card's memory is torch's own affair."""
+        if self.positions.device.type == "cpu" and len(self.positions) >= _TOKENS_WORTH_GIVING_BACK:
+            give_back_freed()
+
     def see_hidden(self, layer: int, hidden: Tensor) -> None:
         """Store protocol."""
         self._hidden = hidden
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Store protocol: kept entries without a mask, the chunk causally, merged exactly."""
+        if layer % _LAYERS_BETWEEN_GIVING_BACK == 0:
+            self.give_back()
         cache, geometry = self.cache, self.cache.geometry
-        entries = ReadLayer.of(cache, cache.layers[layer], self._places)
-        positions = entries.start + torch.arange(k.shape[1], device=k.device)
+        kept = Stretches(cache, cache.layers[layer], self._places)
+        positions = self._places.starts(kept.layer) + torch.arange(k.shape[1], device=k.device)
         q_rot = rotate_group(cache.rotary, q, positions)
         k_rot = cache.rotary.rotate(k, positions)
         if kernels.fuses(k.device):
-            history = entries.flat(cache.layers[layer].offsets)
+            history = ReadLayer.of(cache, kept.layer, self._places).flat(kept.layer.offsets)
             out, each = kernels.attend_chunk(q_rot, k_rot, v, history, scale)
             lse = each.reshape(geometry.n_kv_heads, -1)
         else:
-            out, lse = _attend_in_parts(entries, q_rot, k_rot, v, scale)
+            out, lse = attend_within(q_rot, k_rot, v, scale, geometry.n_kv_heads)
+            kept.join(pack(q_rot, geometry.n_kv_heads), out, lse, scale)
         mass: tuple[Tensor | None, list[Tensor]] = (None, [])
         if self.scorer.wants_mass:
-            mass = _mass(entries, q_rot, k_rot, lse, scale)
+            mass = _mass(kept, q_rot, k_rot, lse, scale)
         self._score(layer, q, k, v, scale, mass)
         out = out.reshape(q.shape)
         if self._refit:
@@ -401,21 +415,8 @@ def stored(x: Tensor, dtype: torch.dtype) -> Tensor:
     return stored
 
 
-def _attend_in_parts(
-    entries: ReadLayer, q: Tensor, k: Tensor, v: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Kept entries and the chunk apart, merged: [n_kv_heads, group * n, d], log-sum-exp."""
-    n_kv_heads = len(k)
-    out, lse = attend_within(q, k, v, scale, n_kv_heads)
-    history = entries.attend(pack(q, n_kv_heads), scale)
-    if history is not None:
-        for head, kept in enumerate(zip(*history, strict=True)):  # in between they are in fp32
-            out[head], lse[head] = kernels.merge(*kept, out[head], lse[head])
-    return out, lse
-
-
 def _mass(
-    entries: ReadLayer, q: Tensor, k: Tensor, lse: Tensor, scale: float
+    kept: Stretches, q: Tensor, k: Tensor, lse: Tensor, scale: float
 ) -> tuple[Tensor, list[Tensor]]:
     """Attention received by new entries [n_kv_heads, n] and by kept ones, mean over the group."""
     n_kv_heads = k.shape[0]
@@ -423,9 +424,5 @@ def _mass(
     per_query = lse.reshape(q.shape[0], -1)
     repeated = k.repeat_interleave(group, dim=0)
     new = kernels.key_mass(q, repeated, per_query, scale, causal=True)
-    packed = pack(q, n_kv_heads)
-    kept = [
-        kernels.key_mass(packed[h : h + 1], keys, lse[h : h + 1], scale)[0] / group
-        for h, keys in enumerate(entries.heads())
-    ]
-    return group_mean(new, n_kv_heads), kept
+    received = kept.mass(pack(q, n_kv_heads), lse, scale)
+    return group_mean(new, n_kv_heads), [mass / group for mass in received]

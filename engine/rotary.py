@@ -32,7 +32,7 @@ class Rotary:
         """positions [..., n], integers -> cosine and sine, each [..., n, rotary_dim / 2] fp32."""
         inv_freq = self.inv_freq.to(positions.device)
         angles = positions[..., None].to(torch.float32) * inv_freq
-        return angles.cos() * self.scaling, angles.sin() * self.scaling
+        return angles.cos().mul_(self.scaling), angles.sin_().mul_(self.scaling)
 
     def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
         """x [..., n, head_dim] at positions broadcastable to [..., n]; returns x's shape and dtype.

@@ -73,17 +73,27 @@ class Rows:
             return rows.reshape(shape)
         found = self.fine.new_empty(shape, dtype=dtype)
         for head, place in enumerate(found, first):
-            self._decode(self.codes, head, place)
+            self._write(head, range(len(place)), place)
         return found
 
-    def _decode(self, codes: Codes, head: int, place: Tensor) -> None:
-        """Write one head's rows to their place [length, head_dim], PIECE_ROWS codes at a time."""
-        m, start = self.n_coded[head], self.codes_of(head).start
-        place[m:] = self.fine[self.fine_of(head)]
+    def stretch(self, head: int, rows: range, dtype: torch.dtype) -> Tensor:
+        """Some neighbouring rows of a head, codes decoded: [len(rows), head_dim]."""
+        place = self.fine.new_empty((len(rows), self.fine.shape[1]), dtype=dtype)
+        self._write(head, rows, place)
+        return place
+
+    def _write(self, head: int, rows: range, place: Tensor) -> None:
+        """Write rows of a head to their place [len(rows), head_dim], PIECE_ROWS codes at a time."""
+        m = max(min(self.n_coded[head], rows.stop) - rows.start, 0)
+        fine = self.fine_of(head).start - self.n_coded[head] + rows.start
+        place[m:] = self.fine[fine + m : fine + len(rows)]
+        if self.codes is None:
+            return
+        start = self.codes_of(head).start + rows.start
         for first in range(0, m, PIECE_ROWS):
             end = min(first + PIECE_ROWS, m)
-            rows = from_codes(codes[start + first : start + end], torch.float32)
-            place[first:end] = out_of_frame(rows, self.frame, head) if self.frame else rows
+            piece = from_codes(self.codes[start + first : start + end], torch.float32)
+            place[first:end] = out_of_frame(piece, self.frame, head) if self.frame else piece
 
     def taken(
         self, chosen: Sequence[Tensor], splits: Sequence[Split], new: Tensor | None = None

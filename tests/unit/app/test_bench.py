@@ -318,7 +318,7 @@ def test_a_model_that_reads_chunks_otherwise_is_red(
     part: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Right kernels, wrong positions: only the comparison of logits can see that."""
-    from engine.read_layer import ReadLayer
+    from engine.stretches import Stretches
     from engine.view import CacheView
 
     if part == "view":
@@ -329,12 +329,12 @@ def test_a_model_that_reads_chunks_otherwise_is_red(
             lambda self, n, q, k, v, scale: attend(self, n, q.flip(0), k, v, scale),
         )
     else:
-        of = ReadLayer.of
-
-        def shifted(*given: Any) -> ReadLayer:
-            return replace(of(*given), start=of(*given).start + 9)
-
-        monkeypatch.setattr("engine.prefill.ReadLayer.of", shifted)
+        join = Stretches.join
+        monkeypatch.setattr(
+            Stretches,
+            "join",
+            lambda self, q, out, lse, scale: join(self, q.flip(0), out, lse, scale),
+        )
     code, out, err = benched(capsys, "decode", "--lengths", "100", "--json")
     assert code == 1 and out == "" and f"Parity is red: {part}" in err
 
