@@ -30,6 +30,7 @@ class Plan:
     reading by the same model on this machine, before that the measured speed of its processor
     (None if that is unknown).
 
+    begun_tokens  of them that an earlier attempt has read; the seconds are those of the others
     fits         within the token limit, free memory and free disk
     fitting_pages  the longest page range from first_page on that is within the token limit
     lowered        a sentence if the model's window holds fewer entries than the budget; or nothing
@@ -56,6 +57,7 @@ class Plan:
     model: str
     fitting_pages: tuple[int, int] | None
     already_read: bool
+    begun_tokens: int = 0
     lowered: str = ""
     warnings: tuple[str, ...] = ()
 
@@ -104,6 +106,7 @@ def make_plan(job: Job, paths: DataPaths, tok_s: float | None) -> Plan:
     entry_bytes += geometry.n_slots * _ENTRY_OVERHEAD_BYTES
     rate = tok_s or _estimated_rate(job, held, paths)
     passes = 2 if job.settings.read_twice else 1
+    begun = _begun_tokens(job, paths)
     return Plan(
         title=job.document.title,
         sha256=job.document.sha256,
@@ -124,13 +127,28 @@ def make_plan(job: Job, paths: DataPaths, tok_s: float | None) -> Plan:
         # of what a second reading will choose from is written beside the one before it.
         disk_bytes=2 * held * entry_bytes + _DISK_MARGIN_BYTES,
         free_disk_bytes=shutil.disk_usage(paths.root).free,
-        seconds=passes * n_read / rate if rate else None,
+        seconds=(passes * n_read - begun) / rate if rate else None,
         model=job.model.name,
         fitting_pages=_fitting_pages(job),
         already_read=paths.snapshot(job.session_id).exists(),
+        begun_tokens=begun,
         lowered=_lowered(job, kept) if lowered else "",
         warnings=tuple(warning.message for warning in job.document.warnings),
     )
+
+
+def _begun_tokens(job: Job, paths: DataPaths) -> int:
+    """Tokens that the checkpoint of an earlier attempt holds; 0 if there is none to go on from."""
+    from engine import manifest
+    from engine.errors import SnapshotError
+
+    partial = paths.partial(job.session_id)
+    if not partial.exists():
+        return 0
+    try:
+        return int(manifest.read(partial)["n_seen"])
+    except SnapshotError:
+        return 0  # which is said when it is to be taken up
 
 
 def _ceiling(job: Job) -> int | None:
@@ -187,8 +205,15 @@ def check_fits(plan: Plan) -> None:
 def cost_line(plan: Plan) -> str:
     """What a reading that begins will take, in one sentence."""
     time = "" if plan.seconds is None else f", about {_about(plan.seconds)}"
+    left = plan.n_tokens - plan.begun_tokens
+    if not plan.begun_tokens:
+        what = f"To be read: {plan.n_tokens:,} tokens"
+    elif left > 0:
+        what = f"To be read: the last {left:,} of {plan.n_tokens:,} tokens"
+    else:
+        what = f"To be read for the second time: {plan.n_tokens:,} tokens"
     return (
-        f"To be read: {plan.n_tokens:,} tokens, about {plan.cache_bytes / MIB:.0f} MiB kept in "
+        f"{what}, about {plan.cache_bytes / MIB:.0f} MiB kept in "
         f"memory, {plan.disk_bytes / MIB:.0f} MiB on the disk{time}."
     )
 

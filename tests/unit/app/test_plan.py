@@ -11,6 +11,7 @@ import pytest
 from app.desk.cards import plan_card
 from app.plan import cost_line
 from app.service import Reader
+from engine.errors import PrefillStopped
 from tests.unit.app.tiny_reader import SETTINGS
 
 COMPACT = replace(SETTINGS, positions="compact", budget_tokens=2500)
@@ -43,6 +44,38 @@ def test_what_a_reading_takes_is_said_before_it_begins_and_not_at_a_return(
     assert f"{plan.n_tokens:,} tokens" in said[0] and "MiB on the disk" in said[0]
     announced.clear()
     assert reader.open(book).reused and not announced
+
+
+def test_of_a_reading_that_was_cut_off_only_the_rest_is_announced(
+    reader: Reader, book: Path, announced: list[str]
+) -> None:
+    whole = reader.plan(book)
+    asked: list[int] = []
+
+    def stop() -> bool:
+        asked.append(1)
+        return len(asked) > 5
+
+    with pytest.raises(PrefillStopped):
+        reader.open(book, stop=stop)
+    rest = reader.plan(book)
+    assert whole.begun_tokens == 0 and rest.begun_tokens == 5 * SETTINGS.chunk_tokens
+    assert rest.seconds is not None and whole.seconds is not None
+    assert rest.seconds < whole.seconds
+    announced.clear()
+    reader.open(book)
+    left = whole.n_tokens - rest.begun_tokens
+    assert announced[0] == cost_line(rest)
+    assert announced[0].startswith(f"To be read: the last {left:,} of {whole.n_tokens:,} tokens")
+    assert f"{rest.begun_tokens:,} read before" in plan_card(rest.to_dict())
+    assert "read before" not in plan_card(whole.to_dict())
+
+
+def test_a_checkpoint_that_cannot_be_trusted_is_not_counted(reader: Reader, book: Path) -> None:
+    partial = reader.paths.partial(reader.plan(book).session_id)
+    partial.mkdir(parents=True)
+    (partial / "manifest.json").write_text("{", encoding="utf-8")
+    assert reader.plan(book).begun_tokens == 0
 
 
 @pytest.mark.parametrize(
