@@ -22,14 +22,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from engine.batch import nll_together
 from engine.cache import DocCache
-from engine.eviction import EvictionConfig
+from engine.eviction import Allocation, EvictionConfig
 from engine.loader import load_model
 from engine.prefill import PrefillConfig, prefill
 from engine.pruning import pruned
 from engine.scorers.several import SeveralScorers
 from heads.catalog import make_scorer, scorer_names
 
-ALLOCATIONS = ("uniform", "per_layer", "global")
+ALLOCATIONS: tuple[Allocation, ...] = ("uniform", "per_layer", "global")
 
 
 def answer_nlls(model: Any, cache: DocCache, asked: list[Any]) -> list[float]:
@@ -75,7 +75,7 @@ def main() -> None:
     options = parser.parse_args()
     model = load_model(options.model, models_dir=options.models)
     fractions = [float(x) for x in options.kept.split(",")]
-    gaps: dict[tuple[str, str, float], list[float]] = {}
+    gaps: dict[tuple[str, Allocation, float], list[float]] = {}
     for text, asked in tales(options.data, options.tales, options.questions):
         prefix, questions, n_sinks = pieces(model, text, asked)
         every = SeveralScorers({n: make_scorer(n, model) for n in scorer_names()})
