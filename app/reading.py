@@ -1,17 +1,17 @@
-"""Reading one document into a snapshot: checkpoints on the way, and the return from disk."""
+"""Reading one document into a snapshot, with checkpoints on the way."""
 
 from __future__ import annotations
 
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.errors import NoSuchSession
-from app.identity import flat, identity_of, session_id_of
+from app.identity import identity_of, session_id_of
 from app.library import Library, remove_folder
 from app.progress import OnProgress, RateMeter
 from app.prompts import Layout, Prefix
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from engine.prefill import PrefillConfig
     from engine.scoring import Scorer
     from ingest import Document
-
-
-_HOW_IT_WAS_READ = ("scorer", "eviction.", "chunk_tokens", "second_reading", "quantisation")
 
 
 @dataclass
@@ -109,61 +106,6 @@ class ReadReport:
     second_tokens: int = 0
 
 
-def restore(job: Job, library: Library) -> tuple[DocCache, ReadReport] | None:
-    """The session's cache from its snapshot, or None if there is none.
-
-    The checkpoint of a reading anew that was cut off goes: the snapshot is whole.
-    Raises SnapshotError if there is one that cannot be trusted; the session is marked as damaged.
-    """
-    from engine.errors import SnapshotCorrupt, SnapshotError
-    from engine.snapshot import recover_folder
-
-    folder = library.paths.snapshot(job.session_id)
-    recover_folder(folder)
-    if not folder.exists():
-        return None
-    started = time.perf_counter()
-    try:
-        cache = job.load(folder)
-        if not cache.frozen:
-            raise SnapshotCorrupt("manifest.json", "says that the reading had not ended")
-        _verify_imported(job, library, cache)
-    except SnapshotError as error:
-        library.mark_damaged(job.session_id, error.cause)
-        raise
-    _record_found(job, library, cache, folder)
-    remove_folder(library.paths.partial(job.session_id))
-    return cache, ReadReport(restore_s=time.perf_counter() - started)
-
-
-def check_same(job: Job, session_id: str, snapshot: Path) -> Job:
-    """The job under which a session that was read to its end is opened again.
-
-    How it was read (scorer, eviction, chunks) may have changed since: other heads, other defaults.
-    Its cache is whole, and answers as it did; the job then goes by the session's own identity.
-    Raises SnapshotMismatch, naming the field, if it was made of anything else, as another model;
-    without this it would be read again unasked.
-    """
-    from engine import manifest
-    from engine.errors import SnapshotMismatch
-    from engine.snapshot import recover_folder
-
-    if job.session_id == session_id:
-        return job
-    recover_folder(snapshot)
-    if snapshot.exists():
-        identity = manifest.read(snapshot)["extra"].get("identity", {})
-        stored, here = flat(identity), flat(job.identity)
-        for field in sorted(stored.keys() | here.keys()):
-            if field.startswith(_HOW_IT_WAS_READ):
-                continue
-            if stored.get(field) != here.get(field):
-                raise SnapshotMismatch(field, stored.get(field), here.get(field))
-        if session_id_of(identity) == session_id:
-            return replace(job, stored_identity=identity)
-    raise SnapshotMismatch("session", session_id, job.session_id)
-
-
 def read_document(
     job: Job,
     library: Library,
@@ -185,7 +127,7 @@ def read_document(
     paths = library.paths
     total = len(job.prefix.token_ids)
     config = _first_config(job)
-    _record_start(job, library)
+    record_start(job, library)
     if on_session is not None:
         on_session(job.session_id)
     partial = paths.partial(job.session_id)
@@ -302,8 +244,11 @@ def _save_checkpoint(job: Job, partial: Path, cache: DocCache) -> None:
     job.save(partial, cache, goes_on=True)
 
 
-def _record_start(job: Job, library: Library) -> None:
-    """A session that is read anew stays ready: its snapshot stands until the new one is whole."""
+def record_start(job: Job, library: Library) -> None:
+    """Tell the library that a reading begins.
+
+    A session that is read anew stays ready: its snapshot stands until the new one is whole.
+    """
     record = library.find_session(job.session_id)
     stands = library.paths.snapshot(job.session_id).is_dir()
     if record is not None and record.state == SESSION_READY and stands:
@@ -318,9 +263,10 @@ def _record_start(job: Job, library: Library) -> None:
     )
 
 
-def _record_end(
+def record_end(
     job: Job, library: Library, cache: DocCache, snapshot_bytes: int, **measured: float
 ) -> None:
+    """Tell the library that a session is whole. Raises NoSuchSession if it was deleted."""
     library.finish_session(
         job.session_id,
         kept_tokens=cache.kept_tokens,
@@ -335,32 +281,10 @@ def _record_end(
 def _record_end_or_clear(
     job: Job, library: Library, cache: DocCache, snapshot_bytes: int, **measured: float
 ) -> None:
-    """As `_record_end`; what was written of a session that was deleted meanwhile goes as well."""
+    """As `record_end`; what was written of a session that was deleted meanwhile goes as well."""
     try:
-        _record_end(job, library, cache, snapshot_bytes, **measured)
+        record_end(job, library, cache, snapshot_bytes, **measured)
     except NoSuchSession:
         remove_folder(library.paths.snapshot(job.session_id))
         remove_folder(library.paths.partial(job.session_id))
         raise
-
-
-def _verify_imported(job: Job, library: Library, cache: DocCache) -> None:
-    """A session from elsewhere must hold the text that its pages show."""
-    from engine.errors import SnapshotCorrupt
-
-    record = library.find_session(job.session_id)
-    if record is None or not record.unverified:
-        return
-    if cache.token_ids.tolist() != job.prefix.token_ids:
-        raise SnapshotCorrupt("state.safetensors", "holds another text than the document")
-    library.mark_verified(job.session_id)
-
-
-def _record_found(job: Job, library: Library, cache: DocCache, folder: Path) -> None:
-    """A snapshot is the truth: a library that lost its row, or marked it otherwise, is mended."""
-    record = library.find_session(job.session_id)
-    if record is None:
-        _record_start(job, library)
-    if record is None or record.state != SESSION_READY:
-        nbytes = sum(file.stat().st_size for file in folder.iterdir())
-        _record_end(job, library, cache, nbytes)

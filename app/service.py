@@ -23,8 +23,9 @@ from app.plan import Plan, check_fits, check_length, cost_line, make_plan, page_
 from app.preparing import make_job, own_budget, serves
 from app.progress import OnProgress, ignore_progress
 from app.prompts import Turn
-from app.reading import Job, check_same, read_document, restore
+from app.reading import Job, read_document
 from app.records import SESSION_READY
+from app.restoring import check_same, restore
 from app.settings import ReadSettings
 from app.sharing import ThreadShare, both
 from app.store import StoredDocument, keep_document, stored_document
