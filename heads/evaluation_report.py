@@ -21,9 +21,9 @@ def make_report(
 
     f1, recall and nll are means over all questions; n_tokens, bytes, kept_tokens, overlap and
     seconds are means over documents; nll_gap is nll minus that of the full cache, in nats per
-    answer token, and nll_gap_se its standard error over documents (null for fewer than two);
-    f1_ratio is f1 over that of the full cache, f1_ratio_se its standard error, by the jackknife
-    over documents (Efron and Stein 1981).
+    answer token, and f1_ratio is f1 over that of the full cache; nll_gap_se and f1_ratio_se are
+    their standard errors, by the jackknife over documents (Efron and Stein 1981; null for fewer
+    than two).
     """
     full = [r.full for r in results if r.full is not None]
     columns = zip(*(r.rows for r in results), strict=True)
@@ -53,14 +53,13 @@ def _row(rows: list[Row], full: list[Row]) -> dict[str, Any]:
         [mine - theirs for mine, theirs in zip(row.nll, whole.nll, strict=True)]
         for row, whole in zip(rows, full, strict=bool(full))
     ]
-    by_document = [mean(values) for values in gaps]
     f1, best_f1 = marks["f1"], best["f1"]
     return {
         "scorer": rows[0].scorer,
         "kept": rows[0].kept,
         **marks,
         "nll_gap": _mean(g for values in gaps for g in values),
-        "nll_gap_se": _standard_error(by_document),
+        "nll_gap_se": _ratio_error(gaps, [[1.0] * len(values) for values in gaps]),
         "f1_ratio": f1 / best_f1 if f1 is not None and best_f1 else None,
         "f1_ratio_se": _ratio_error([row.f1 for row in rows], [row.f1 for row in full]),
         **_costs(rows),
@@ -110,7 +109,3 @@ def _ratio_error(
         return None
     without = [(above - a) / (below - b) for a, b in pairs]
     return (len(pairs) - 1) / len(pairs) ** 0.5 * stdev(without)
-
-
-def _standard_error(values: list[float]) -> float | None:
-    return stdev(values) / len(values) ** 0.5 if len(values) > 1 else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import pytest
@@ -174,9 +175,9 @@ def test_the_report_is_means_over_questions_and_errors_over_documents() -> None:
             torch.tensor(p.nll) - torch.tensor(r.full.nll)
             for p, r in zip(parts, results, strict=True)
         ]
-        each = torch.stack([g.mean() for g in gaps])
         assert row["nll_gap"] == pytest.approx(float(torch.cat(gaps).mean()), abs=1e-5)
-        assert row["nll_gap_se"] == pytest.approx(float(each.std() / 2**0.5), abs=1e-5)
+        without = torch.stack([g.mean() for g in gaps])  # of two, one is left
+        assert row["nll_gap_se"] == pytest.approx(float(without.std() / 2**0.5), abs=1e-5)
         assert row["nll"] - found["full"]["nll"] == pytest.approx(row["nll_gap"], abs=1e-5)
         assert row["overlap"] is None
         assert row["bytes"] == sum(p.bytes for p in parts) / 2
@@ -205,6 +206,31 @@ def test_the_error_of_an_f1_ratio_is_that_of_documents_left_out() -> None:
     assert row["f1_ratio_se"] == pytest.approx(expected)
     for few in (results[:1], [marked("a", [0.0], [0.1]), marked("b", [0.5], [0.5])]):
         assert make_report("tiny", SETTINGS, few)["rows"][0]["f1_ratio_se"] is None
+
+
+def likely(name: str, gaps: list[float]) -> DocumentResult:
+    """A document whose answers lose so many nats in one row."""
+    whole, kept = (
+        Row(scorer, 1.0, None, None, nll, 1, 1.0, None, 0.0)
+        for scorer, nll in (("full", [1.0] * len(gaps)), ("a", [1 + gap for gap in gaps]))
+    )
+    return DocumentResult(name, 9, len(gaps), whole, [kept])
+
+
+def test_the_error_of_a_gap_is_that_of_the_mean_over_questions() -> None:
+    """Documents with many questions weigh more in the mean, and so they do in its error."""
+    results = [likely("a", [0.9]), likely("b", [0.1, 0.3]), likely("c", [0.2, 0.4, 0.0, 0.2])]
+    (row,) = make_report("tiny", SETTINGS, results)["rows"]
+    assert row["nll_gap"] == pytest.approx(2.1 / 7)
+    without = [1.2 / 6, 1.7 / 5, 1.3 / 3]
+    middle = sum(without) / 3
+    expected = (2 / 3 * sum((gap - middle) ** 2 for gap in without)) ** 0.5
+    assert row["nll_gap_se"] == pytest.approx(expected)
+    even = [likely("a", [0.1, 0.3]), likely("b", [0.5, 0.5]), likely("c", [0.0, 0.0])]
+    (row,) = make_report("tiny", SETTINGS, even)["rows"]
+    assert row["nll_gap_se"] == pytest.approx(stdev([0.2, 0.5, 0.0]) / 3**0.5)
+    (row,) = make_report("tiny", SETTINGS, results[:1])["rows"]
+    assert row["nll_gap_se"] is None
 
 
 def test_a_run_without_answers_has_likelihoods_alone() -> None:
