@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from pathlib import Path
 
 LAST_PORT = 65_535
+HEADS_SUFFIX = ".safetensors"
 # What torch takes for a seed.
 SEEDS = (-(2**63), 2**64 - 1)
 
@@ -56,6 +58,22 @@ def new_file(text: str) -> Path:
     path = no_folder(text)
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
+    return path
+
+
+def heads_file(text: str) -> Path:
+    """A file that trained heads can be written to; its folder can be made where it is not there.
+
+    Heads are told from other files by their name, and their card lies beside them as .md.
+    """
+    path = no_folder(text)
+    if path.suffix != HEADS_SUFFIX:
+        raise argparse.ArgumentTypeError(f"{text} does not end in {HEADS_SUFFIX}")
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if not there.is_dir():
+        raise argparse.ArgumentTypeError(f"{there} is no folder")
+    if not os.access(there, os.W_OK):
+        raise argparse.ArgumentTypeError(f"nothing can be written to {there}")
     return path
 
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.commands.arguments import a_path, above_zero, count, no_folder, positive, readable, seed
+from app.commands.arguments import a_path, above_zero, count, heads_file, positive, readable, seed
 from app.commands.common import add_json, data_dir, print_json, say
 from app.commands.training_data import training_documents
 from app.desk import words
@@ -42,7 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="question sets (.jsonl), documents of any kind, or folders of them",
     )
-    parser.add_argument("--out", type=no_folder, metavar="FILE", help="default: beside the models")
+    parser.add_argument(
+        "--out",
+        type=heads_file,
+        metavar="FILE",
+        help="a .safetensors file, new or old (default: beside the models)",
+    )
     parser.add_argument("--start", type=a_path, metavar="FILE", help="go on from these heads")
     parser.add_argument("--kind", choices=("retaining", "locret"), default="retaining")
     parser.add_argument("--label", choices=_LABELS, help="default: blend; cis for locret")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.cli import main
-from app.commands.arguments import page_range
+from app.commands.arguments import heads_file, page_range
 
 NOT_UTF8 = "\udcff what"
 HUGE = "99999999999999999999999"
@@ -54,6 +55,13 @@ def _no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         (["train-heads", "tiny", "--data", ""], "empty"),
         (["train-heads", "tiny", "--data", "x.txt", "--seed", HUGE], "64 bits"),
         (["train-heads", "tiny", "--data", "x.txt", "--rounds=-1"], "below 0"),
+        (["train-heads", "tiny", "--data", "x.txt", "--out", "x.md"], "not end in .safetensors"),
+        (["train-heads", "tiny", "--data", "x.txt", "--out", "x"], "not end in .safetensors"),
+        (["train-heads", "tiny", "--data", "x.txt", "--out", "x.bin"], "not end in .safetensors"),
+        (
+            ["train-heads", "tiny", "--data", "x.txt", "--out", f"{__file__}/a/x.safetensors"],
+            f"{__file__} is no folder",
+        ),
         (["eval", "--data", "", "--model", "tiny"], "empty"),
         (["eval", "--data", "x.jsonl", "--log", "."], "is a folder"),
         (["eval", "--data", "x.jsonl", "--sinks=-1"], "below 0"),
@@ -70,6 +78,16 @@ def test_a_wrong_word_is_named(
     assert ended(arguments) == 2
     out, err = capsys.readouterr()
     assert out == "" and reason in err and "should not have" not in err
+
+
+def test_a_file_for_heads_may_lie_in_a_folder_to_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = tmp_path / "new" / "x.safetensors"
+    assert heads_file(str(wanted)) == wanted and not wanted.parent.exists()
+    monkeypatch.setattr("os.access", lambda folder, how: False)
+    with pytest.raises(ArgumentTypeError, match="nothing can be written"):
+        heads_file(str(wanted))
 
 
 @pytest.mark.parametrize(("text", "pages"), [("3-7", (3, 7)), ("4", (4, 4))])
