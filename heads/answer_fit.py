@@ -43,6 +43,7 @@ from heads.gated_cache import GatedCache, answer_hidden, log_probs, question_len
 from heads.lessons import Lesson, check_lessons
 from heads.recordings import Recording, load_recording
 from heads.retaining import RetainingHead, with_neighbours
+from heads.tensor_file import write_tensors
 from heads.train import keys_values
 
 if TYPE_CHECKING:
@@ -314,22 +315,18 @@ class _Run:
             mean.lerp_(now, 1 - keep)
 
     def save(self, path: Path, n_steps: int) -> None:
-        """Write everything that a later run needs, atomically."""
-        from safetensors.torch import save_file
+        """Write everything that a later run needs, atomically.
 
+        Raises NotEnoughDisk if the disk is full.
+        """
         tensors = {f"moving.{n}": p.detach() for n, p in self.moving.named_parameters()}
         tensors |= {f"mean.{n}": p for n, p in self.mean.named_parameters()}
         for name, parameter in self.moving.named_parameters():
             moments = self.optimiser.state[parameter]
             tensors |= {f"{m}.{name}": moments[m] for m in ("exp_avg", "exp_avg_sq")}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        save_file(
-            {n: t.cpu().contiguous() for n, t in tensors.items()},
-            temporary,
-            {"n_steps": str(n_steps), "seconds": f"{self.seconds:.3f}"},
-        )
-        temporary.replace(path)
+        plain = {n: t.cpu().contiguous() for n, t in tensors.items()}
+        facts = {"n_steps": str(n_steps), "seconds": f"{self.seconds:.3f}"}
+        write_tensors(path, plain, "A training's steps through answers", facts)
 
     @torch.no_grad()
     def restored(self, path: Path | None) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from engine.scorers.expected_attention import (
     QueryStatistics,
     QueryStatisticsScorer,
 )
+from heads.tensor_file import write_tensors
 
 if TYPE_CHECKING:
     from engine.loader import LoadedModel
@@ -95,9 +95,5 @@ def _load(path: Path, model: LoadedModel) -> QueryStatistics | None:
 
 
 def _save(path: Path, statistics: QueryStatistics) -> None:
-    from safetensors.torch import save_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    save_file({"mean": statistics.mean, "covariance": statistics.covariance}, temporary)
-    os.replace(temporary, path)
+    tensors = {"mean": statistics.mean, "covariance": statistics.covariance}
+    write_tensors(path, tensors, "The query statistics of a model")

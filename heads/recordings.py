@@ -33,6 +33,7 @@ from heads.layout import Layout, plain_ids
 from heads.question_set import QuestionedDocument
 from heads.replay import replay_ids
 from heads.self_asked import self_asked
+from heads.tensor_file import write_tensors
 
 if TYPE_CHECKING:
     from engine.loader import LoadedModel
@@ -240,19 +241,11 @@ def recording_path(
 
 
 def save_recording(path: Path, recording: Recording) -> None:
-    """Write a recording atomically."""
-    from safetensors.torch import save_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a recording atomically. Raises NotEnoughDisk if the disk is full."""
     tensors = {"hidden": recording.hidden.contiguous()}
     tensors |= {f"label.{k}": v.contiguous() for k, v in recording.labels.items()}
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(
-        tensors,
-        temporary,
-        {"n_header": str(recording.n_header), "seconds": f"{recording.seconds:.3f}"},
-    )
-    temporary.replace(path)
+    facts = {"n_header": str(recording.n_header), "seconds": f"{recording.seconds:.3f}"}
+    write_tensors(path, tensors, "What a training reads", facts)
 
 
 def load_recording(path: Path, *, hidden: bool = True) -> Recording:
