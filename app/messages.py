@@ -45,6 +45,11 @@ _TABLE: dict[type[Exception], Message] = {
     engine.InvalidSetting: Message(
         "A setting is out of its bounds.", "Choose another value.", EXIT_ARGUMENTS
     ),
+    engine.NoRoom: Message(
+        "This goes beyond the model's window.",
+        "Ask for less, or choose another model.",
+        EXIT_ARGUMENTS,
+    ),
     engine.ModelUnavailable: Message(
         "The model cannot be had.", "See what can run here with `models`.", EXIT_MODEL
     ),

@@ -2,6 +2,7 @@
 
 EngineError                 cause and next_step are for the user
 |- InvalidSetting           a number or name that cannot work, with its bound
+|  `- NoRoom                what is to be read or asked goes beyond the model's window
 |- ModelUnavailable         the model cannot be had
 |  |- UnknownModel          no such name, folder or file
 |  |- ModelDownloadFailed   the network or the source failed
@@ -35,6 +36,10 @@ class EngineError(Exception):
 
 class InvalidSetting(EngineError):
     """A setting outside its bounds."""
+
+
+class NoRoom(InvalidSetting):
+    """Text, question or answer go beyond the model's trained window; others may fit."""
 
 
 class ModelUnavailable(EngineError):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import torch
 from torch import Tensor
 
-from engine.errors import InvalidSetting
+from engine.errors import InvalidSetting, NoRoom
 from engine.places import Places
 from engine.trunk import through_modules
 from engine.view import CacheView
@@ -179,7 +179,7 @@ def check_room(view: CacheView, n_wanted: int) -> None:
     cache = view.cache
     room = cache.geometry.window - Places(cache).end - view.n_tail
     if n_wanted > room:
-        raise InvalidSetting(
+        raise NoRoom(
             f"Question and answer need {n_wanted} tokens; the model's window has room for {room}.",
             "Ask a shorter question, or for a shorter answer.",
         )

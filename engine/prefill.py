@@ -15,7 +15,7 @@ from torch import Tensor
 
 import kernels
 from engine.cache import DocCache, LayerCache, settled_layers
-from engine.errors import InvalidSetting, PrefillStopped
+from engine.errors import InvalidSetting, NoRoom, PrefillStopped
 from engine.eviction import EvictionConfig, HeadEntries, compact_ceiling, select
 from engine.memory import give_back_freed
 from engine.places import Places
@@ -136,7 +136,7 @@ def _start(
     if resume is not None and config.eviction.positions == "auto" and mode == "shared":
         mode = resume.positions_mode  # it may have been begun when another was the rule
     if mode == "original" and len(ids) > window:
-        raise InvalidSetting(
+        raise NoRoom(
             f"{len(ids)} tokens at their original positions exceed the model's window of {window}.",
             "Use compact positions.",
         )

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from engine.batch import generate_together, nll_together
 from engine.byte_budget import entry_nbytes, fitting_tokens
-from engine.errors import InvalidSetting, ScorerUnavailable
+from engine.errors import InvalidSetting, NoRoom, ScorerUnavailable
 from engine.eviction import Allocation, EvictionConfig, Positions, reserve_tokens
 from engine.prefill import PrefillConfig, prefill
 from engine.pruning import pruned
@@ -165,7 +165,7 @@ def evaluate(
     log: ResultLog | None = None,
     on_document: Callable[[int, DocumentResult | Refused], None] | None = None,
 ) -> tuple[list[DocumentResult], list[Refused]]:
-    """Measure every document; returns the results, and the documents that could not be read.
+    """Measure every document; returns the results, and the documents that had no room.
 
     make_scorer  gives the scorer of a name; asked once per name
     log          documents found there under the same settings are not measured again
@@ -180,22 +180,28 @@ def evaluate(
     refused: list[Refused] = []
     for number, document in enumerate(documents):
         reading = _Reading(model, layout, document, settings, scorers)
-        cause = reading.refusal()
-        if cause is not None:
-            refused.append(Refused(document.name, cause))
-            outcome: DocumentResult | Refused = refused[-1]
-        else:
-            found = log.get(reading.key())
-            if found is None:
-                found = reading.measure()
-                log.add(reading.key(), found)
-            results.append(found)
-            outcome = found
+        outcome: DocumentResult | Refused
+        try:
+            outcome = _measured(reading, log)
+            results.append(outcome)
+        except NoRoom as error:
+            outcome = Refused(document.name, error.cause)
+            refused.append(outcome)
         if on_document is not None:
             on_document(number, outcome)
     if not results:
         raise InvalidSetting(refused[0].cause if refused else "There are no documents.")
     return results, refused
+
+
+def _measured(reading: _Reading, log: ResultLog) -> DocumentResult:
+    """The result of a document, from the log if it is there. Raises NoRoom."""
+    reading.check_room()
+    found = log.get(reading.key())
+    if found is None:
+        found = reading.measure()
+        log.add(reading.key(), found)
+    return found
 
 
 def _shares(name: str, scorers: Mapping[str, Scorer]) -> Scorer:
@@ -227,16 +233,35 @@ class _Reading:
     def n_tokens(self) -> int:
         return len(self.prefix.token_ids)
 
-    def refusal(self) -> str | None:
-        """Why the document cannot be read whole, if it cannot."""
-        window = self.model.geometry.window
+    def check_room(self) -> None:
+        """Raise NoRoom, before the reading, if the window is too small for what is known to come.
+
+        Whether a question fits beside entries that are moved together shows when it is asked.
+        """
+        settings, window = self.settings, self.model.geometry.window
         reserve = reserve_tokens(window)
-        if not self.settings.full or self.n_tokens + reserve <= window:
-            return None
-        return (
-            f"{self.document.name} has {self.n_tokens} tokens; the full reading needs them and "
-            f"{reserve} more inside the model's window of {window}."
-        )
+        if settings.full and self.n_tokens + reserve > window:
+            raise NoRoom(
+                f"{self.document.name} has {self.n_tokens} tokens; the full reading needs them and "
+                f"{reserve} more inside the model's window of {window}."
+            )
+        rules = EvictionConfig(None, positions=settings.positions)
+        if settings.full or rules.resolve_positions(self.n_tokens, window) == "original":
+            self._check_questions(window - self.n_tokens)
+        if settings.read_twice and self.scorers:
+            config = PrefillConfig(settings.chunk_tokens, rules)
+            second_reading.check_room(window, self.layout, self.n_tokens, config)
+
+    def _check_questions(self, room: int) -> None:
+        """Raise NoRoom for the first question that takes more tokens than `room`."""
+        longest = self.settings.max_new_tokens if self.settings.generate else 0
+        for number, (tail, answer) in enumerate(self.asked, 1):
+            needed = len(tail) + max(longest, len(answer) - 1)
+            if needed > room:
+                raise NoRoom(
+                    f"Question {number} of {self.document.name} needs {needed} tokens with its "
+                    f"answer; the model's window has room for {room} after the document."
+                )
 
     def key(self) -> str:
         """What the result depends on; changed code is not noticed."""

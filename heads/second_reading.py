@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from engine.errors import InvalidSetting, PrefillStopped
+from engine.errors import NoRoom, PrefillStopped
 from engine.eviction import EvictionConfig, compact_ceiling
 from engine.places import Places
 from engine.prefill import PrefillConfig, stored
@@ -60,7 +60,7 @@ def first_pass(config: PrefillConfig) -> PrefillConfig:
 
 
 def check_room(window: int, layout: Layout, n_tokens: int, config: PrefillConfig) -> None:
-    """Raise InvalidSetting, before the first pass, if n_tokens leave no room to be repeated."""
+    """Raise NoRoom, before the first pass, if n_tokens leave no room to be repeated."""
     if config.eviction.resolve_positions(n_tokens, window) == "original":
         room = window - n_tokens
     else:
@@ -86,7 +86,7 @@ def read_again(
     config       the final budget and rules; positions are the cache's own
     on_progress  (tokens done, tokens in all), after each piece
     stop         asked before each piece; true raises PrefillStopped with the cache as it was
-    Raises       InvalidSetting if the window has no room for a piece beside the kept entries
+    Raises       NoRoom if the window has no room for a piece beside the kept entries
     """
     if config.budget_tokens is None:
         return cache
@@ -175,7 +175,7 @@ def _piece_tokens(room: int, n_request: int, wanted: int, window: int) -> int:
     """Tokens of a piece that fit into `room` after the request, at most `wanted`."""
     fitting = min(wanted, room - n_request)
     if fitting < min(wanted, _LEAST_PIECE):
-        raise InvalidSetting(
+        raise NoRoom(
             f"The model's window of {window} tokens has no room to repeat the document beside "
             "what is kept of it.",
             "Read it once, or with compact positions and a smaller budget.",

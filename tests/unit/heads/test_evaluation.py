@@ -331,6 +331,69 @@ def test_a_document_beyond_the_window_is_refused_and_the_rest_measured() -> None
         measured(SETTINGS, documents=documents[:1])
 
 
+def asking(n_question: int, n_answer: int, n: int = 210) -> QuestionedDocument:
+    """A document whose second question and its answer have so many tokens."""
+    doc = document(n, 4, 1)
+    second = Question(numbers(n_question, 8), (numbers(n_answer, 9),))
+    return replace(doc, questions=(*doc.questions, second))
+
+
+@pytest.mark.parametrize("generate", [False, True])
+@pytest.mark.parametrize("too_long", [asking(3900, 3), asking(5, 3900)])
+def test_a_question_beyond_the_window_costs_its_own_document_alone(
+    too_long: QuestionedDocument, generate: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    def reading(model: Any, ids: Any, *rest: Any, **how: Any) -> Any:
+        read.append(len(ids))
+        return prefill(model, ids, *rest, **how)
+
+    monkeypatch.setattr("heads.evaluation.prefill", reading)
+    settings = replace(SETTINGS, generate=generate)
+    results, refused = measured(settings, documents=[too_long, DOCUMENTS[1]])
+    assert [r.name for r in results] == ["document 2"] and len(read) == 1
+    assert refused[0].name == "document 4"
+    assert "Question 2 of document 4 needs 390" in refused[0].cause
+    assert "room for 3883" in refused[0].cause
+
+
+def test_a_question_that_fills_the_window_is_asked() -> None:
+    """213 tokens of document, 3 around the question, and an answer whose last is not read."""
+    settings = replace(SETTINGS, scorers=("recency",), kept=(0.6,), generate=False)
+    results, refused = measured(settings, documents=[asking(3879, 3)])
+    assert len(results) == 1 and not refused
+    with pytest.raises(InvalidSetting, match="needs 3884 tokens"):
+        measured(settings, documents=[asking(3880, 3)])
+
+
+def test_a_question_beyond_what_was_moved_together_costs_its_own_document_alone() -> None:
+    settings = replace(
+        SETTINGS, scorers=("recency",), kept=(0.5,), chunked=True, full=False, positions="shared"
+    )
+    results, refused = measured(settings, documents=[asking(4000, 3), DOCUMENTS[1]])
+    assert [r.name for r in results] == ["document 2"]
+    assert refused[0].name == "document 4" and "room for 3990" in refused[0].cause
+
+
+def test_a_document_without_room_to_be_repeated_is_refused_and_the_rest_measured() -> None:
+    settings = replace(
+        SETTINGS,
+        scorers=("recency",),
+        kept=(0.5,),
+        chunked=True,
+        full=False,
+        positions="original",
+        read_twice=True,
+        chunk_tokens=1024,
+    )
+    documents = [number_layout.document(n, seed) for n, seed in ((4020, 3), (4200, 4), (300, 5))]
+    results, refused = measured(settings, documents=documents, layout=NumberLayout())
+    assert [r.name for r in results] == ["document 5"]
+    assert [r.name for r in refused] == ["document 3", "document 4"]
+    assert "no room to repeat" in refused[0].cause
+
+
 def test_without_a_full_reading_a_long_document_is_read_in_chunks() -> None:
     settings = replace(
         SETTINGS, scorers=("recency",), kept=(0.1,), chunked=True, full=False, chunk_tokens=512
