@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from engine.errors import InvalidSetting
+from engine.errors import InvalidSetting, ScorerUnavailable
 from heads.answer_fit import scores_of
 from heads.answer_round import taught_by_answers
 from heads.labels import output_grams
@@ -280,8 +280,9 @@ def _fitted_once(
     if not is_first_process():
         _wait_for([path])
     if path.exists():
-        known = load_heads(path, model)
-        return known.head, FitReport.load(told), float(known.card.cost)
+        found = _fitted_before(model, path, told, say)
+        if found is not None:
+            return found
     began = time.perf_counter()
     recordings = [
         replace(load_recording(p), labels=load_recording(f, hidden=False).labels)
@@ -301,6 +302,26 @@ def _fitted_once(
     report.save(told)
     save_heads(path, head, HeadCard(model.name, settings.fitting.label, cost=f"{seconds:.3f}"))
     return load_heads(path, model).head, report, seconds
+
+
+def _fitted_before(
+    model: LoadedModel, path: Path, told: Path, say: Callable[[str], None]
+) -> tuple[RetainingHead | LocretHead, FitReport | None, float] | None:
+    """What an earlier run or the first process fitted; None if it was damaged, and is gone now.
+
+    Only the first process removes and fits again: the others wait for what it writes.
+    """
+    while True:
+        try:
+            known = load_heads(path, model)
+            return known.head, FitReport.load(told), float(known.card.cost)
+        except (ScorerUnavailable, KeyError, TypeError, ValueError) as error:
+            if is_first_process():
+                cause = error.cause if isinstance(error, ScorerUnavailable) else f"{error}."
+                say(f"  The fit in {path.name} is damaged and is fitted again: {cause}")
+                path.unlink()
+                return None
+        time.sleep(_POLL_S)
 
 
 def _held_out_said(rank: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -292,6 +293,55 @@ def test_a_fall_between_reading_and_fitting_costs_no_reading(
     assert reads.n == 3 and not list(tmp_path.glob("heads-*"))
     trained(tmp_path)
     assert reads.n == 6
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def without_its_cost(path: Path) -> None:
+    model: Any = tiny_model()
+    found = load_heads(path, model)
+    save_heads(path, found.head, replace(found.card, cost=""))
+
+
+def without_its_curve(path: Path) -> None:
+    path.with_suffix(".json").write_text('{"curves": 3}', encoding="utf-8")
+
+
+@pytest.mark.parametrize("damage", [cut_short, without_its_cost, without_its_curve])
+def test_a_fit_whose_file_is_damaged_is_made_again_from_the_same_readings(
+    damage: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = Reads(monkeypatch)
+    one = replace(SETTINGS, rounds=1)
+    expected, told = trained(tmp_path, one)
+    (fitted,) = tmp_path.glob("heads-*.safetensors")
+    damage(fitted)
+    said: list[str] = []
+    head, reports = trained(tmp_path, one, say=said.append)
+    assert head_digest(head) == head_digest(expected) and reads.n == 3
+    assert [r.curves for r in reports] == [r.curves for r in told]
+    (line,) = (line for line in said if fitted.name in line)
+    assert "fitted again" in line
+    said.clear()
+    trained(tmp_path, one, say=said.append)
+    assert not any("layer" in line or fitted.name in line for line in said), "it is whole again"
+
+
+def test_another_process_waits_until_a_damaged_fit_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = replace(SETTINGS, rounds=1)
+    expected, _ = trained(tmp_path, one)
+    (fitted,) = tmp_path.glob("heads-*.safetensors")
+    whole, said = fitted.read_bytes(), []
+    cut_short(fitted)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("heads.training.time.sleep", lambda _: fitted.write_bytes(whole))
+    head, _ = trained(tmp_path, one, say=said.append)
+    assert head_digest(head) == head_digest(expected) and said == []
 
 
 def test_too_few_documents_to_hold_any_out_are_not_told_as_nan(tmp_path: Path) -> None:
