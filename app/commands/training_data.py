@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.commands.common import CommandFailed, say
+from app.desk.words import count
 
 if TYPE_CHECKING:
     from heads.question_set import QuestionedDocument
@@ -18,7 +20,8 @@ def training_documents(
     """All documents of files and folders, of each question set the first max_documents.
 
     What cannot be read in a folder is said and left out; a file that was named itself, or a folder
-    without anything, ends the command.
+    without anything, ends the command. Copies of one text become one document: else what teaches
+    could be held out as well.
     """
     found: list[QuestionedDocument] = []
     for path in paths:
@@ -26,7 +29,28 @@ def training_documents(
             found += _of_folder(path, max_documents)
         else:
             found += _of_file(path, max_documents, named=True)
-    return found
+    return _each_text_once(found)
+
+
+def _each_text_once(documents: Sequence[QuestionedDocument]) -> list[QuestionedDocument]:
+    """The first document of every text, with the questions of its copies; says how many went.
+
+    Texts that differ in their blanks and line ends alone are the same.
+    """
+    from heads.training import is_first_process
+
+    once: dict[str, QuestionedDocument] = {}
+    for document in documents:
+        text = " ".join(document.text.split())
+        first = once.setdefault(text, document)
+        new = tuple(q for q in document.questions if q not in first.questions)
+        once[text] = replace(first, questions=first.questions + new)
+    n_copies = len(documents) - len(once)
+    if n_copies and is_first_process():
+        say(
+            f"{count(n_copies, 'document')} left out: copies of others, which have their questions."
+        )
+    return list(once.values())
 
 
 def _of_folder(folder: Path, max_documents: int | None) -> list[QuestionedDocument]:

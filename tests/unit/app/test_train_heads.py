@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -10,7 +11,9 @@ from xml.etree import ElementTree
 import pytest
 
 from app.cli import main
+from app.commands.training_data import training_documents
 from heads.catalog import default_scorer, make_scorer
+from heads.question_set import Question, read_question_set
 from tests.unit.app.tiny_reader import BOOK, tiny_loaded, use_tiny_model
 
 FLAGS = ["--width", "4", "--epochs", "1", "--max-tokens", "400"]
@@ -131,6 +134,28 @@ def test_a_file_that_cannot_be_read_is_named_and_in_a_folder_left_out(
     assert "1 document, " in err
     code, _, err = called(capsys, "--data", folder / "a.txt", bad, "--plan")
     assert code == 3 and f"{bad}: " in err
+
+
+def test_copies_of_a_document_become_one_that_has_all_their_questions(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, *_ = read_question_set(data)
+    more = [Question("Where?", ("by the sea",)), first.questions[0]]
+    copy = {
+        "context": "  " + first.text.replace("\n", "\n\n"),
+        "questions": [{"question": q.text, "answers": q.answers} for q in more],
+    }
+    (tmp_path / "more.jsonl").write_text(json.dumps(copy), encoding="utf-8")
+    (tmp_path / "copy.txt").write_text(first.text, encoding="utf-8")
+    own = [data, tmp_path / "more.jsonl", tmp_path / "copy.txt"]
+    capsys.readouterr()
+    found = training_documents(own)
+    assert [d.name for d in found] == [d.name for d in read_question_set(data)]
+    assert found[0] == replace(first, questions=(*first.questions, more[0]))
+    assert "2 documents left out" in capsys.readouterr().err
+    assert len(training_documents([data])) == 3 and capsys.readouterr().err == ""
+    code, _, err = called(capsys, "--data", tmp_path / "copy.txt", tmp_path / "more.jsonl")
+    assert code == 2 and "1 document left out" in err and "at least two documents" in err
 
 
 @pytest.mark.parametrize("flag", [(), ("--ask-itself",)])
