@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 FULL = "full"
 AUTO = "auto"
 FINE = "16"  # bits of entries that are not quantised
+OVERLAP_KEY = "by the oracle's own rules"  # how the set that rows are compared with is found
 TWICE = "+twice"  # after a scorer's name: its reading was followed by a second
 
 
@@ -173,7 +174,10 @@ def evaluate(
     Raises       what make_scorer raises; InvalidSetting if every document was refused
     """
     scorers = {n: make_scorer(n) for n in settings.scorers if n not in ORACLES}
-    for name in settings.scorers:  # a budget that cannot be shared out so is refused now
+    for name in (
+        *settings.scorers,
+        *settings.oracle_names,
+    ):  # a budget that cannot be shared out so is refused now
         settings.eviction(1, 1.0, _shares(name, scorers))
     log = log or ResultLog(None)
     results: list[DocumentResult] = []
@@ -286,18 +290,16 @@ class _Reading:
         if settings.full:
             started = time.perf_counter()
             full = self._row(FULL, 1.0, self._full, None, started)
-        oracles = self._oracle_scores  # now, so that their time is nobody's
+        _ = self._oracle_scores  # now, so that their time is nobody's
         rows = []
         for kept in settings.kept:
-            best = None
-            if settings.oracle is not None:
-                wanted = settings.eviction(self.n_tokens, kept)
-                best = pruned(self._full, oracles[settings.oracle], wanted)
+            bests: dict[int, DocCache] = {}
             for name, bits in product(settings.scorers, settings.kv_bits):
-                started = time.perf_counter()
                 quant = parse_kv_bits(bits, self.model.geometry)
-                rules = self._rules(name, self._share_of_entries(kept, quant))
-                cache = self._cache(name, rules, quant)
+                share = self._share_of_entries(kept, quant)
+                best = self._best(share, bests)
+                started = time.perf_counter()
+                cache = self._cache(name, self._rules(name, share), quant)
                 rows.append(self._row(self._row_name(name, bits), kept, cache, best, started))
         pairs = product(settings.scorers, settings.kv_bits)
         order = {self._row_name(*pair): n for n, pair in enumerate(pairs)}
@@ -322,6 +324,20 @@ class _Reading:
             name: ORACLES[name](self.model, self._full, self.layout, self.prefix, self.asked)
             for name in self.settings.oracle_names
         }
+
+    def _best(self, share: float, known: dict[int, DocCache]) -> DocCache | None:
+        """What the oracle that rows are compared with keeps of a share of the entries.
+
+        known  such caches by their entries a head; grows
+        """
+        if self.settings.oracle is None:
+            return None
+        rules = self._rules(self.settings.oracle, share)
+        n_entries = rules.budget_tokens or self.n_tokens
+        if n_entries not in known:
+            scores = self._oracle_scores[self.settings.oracle]
+            known[n_entries] = pruned(self._full, scores, rules)
+        return known[n_entries]
 
     def _share_of_entries(self, kept: float, quant: QuantConfig) -> float:
         """The share of the entries that a share of the bytes holds, at most all of them."""
@@ -383,6 +399,8 @@ def _settings_key(settings: EvalSettings) -> dict[str, Any]:
         values["settling"] = [RECENT_TOKENS, TAIL_TOKENS]
     if not values["equal_bytes"]:
         del values["equal_bytes"]
+    if values["oracle"] is not None:
+        values["overlap"] = OVERLAP_KEY
     if values["positions"] == "auto":
         del values["positions"]
     if values.pop("refit"):

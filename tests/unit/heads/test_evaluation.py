@@ -13,7 +13,7 @@ import torch
 
 from engine.batch import nll_together
 from engine.errors import InvalidSetting, QuestionSetBad, ScorerUnavailable
-from engine.eviction import EvictionConfig
+from engine.eviction import EvictionConfig, Profile
 from engine.prefill import PrefillConfig, prefill
 from engine.pruning import pruned
 from engine.scorers.expected_attention import ExpectedAttentionScorer
@@ -268,6 +268,57 @@ def test_oracles_are_measured_and_compared_with(
         assert newest["nll"] == recency["nll"]
 
 
+@pytest.mark.parametrize("oracle", ["newest_oracle", "cis_oracle"])
+@pytest.mark.parametrize("equal_bytes", [False, True])
+def test_an_oracle_keeps_what_it_keeps(
+    oracle: str, equal_bytes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it shares out the budget in a way of its own, and in bits that hold more."""
+    monkeypatch.setitem(oracles.ORACLES, "newest_oracle", by_position)
+    pruned_by: list[Any] = []
+
+    def pruning(cache: Any, scores: Any, rules: Any) -> Any:
+        pruned_by.append(rules)
+        return pruned(cache, scores, rules)
+
+    monkeypatch.setattr("heads.evaluation.pruned", pruning)
+    settings = replace(
+        SETTINGS,
+        scorers=("recency", oracle),
+        kept=(0.5,),
+        oracle=oracle,
+        kv_bits=("16", "k8v4"),
+        equal_bytes=equal_bytes,
+        generate=False,
+    )
+    found = report(settings, documents=[document(600, 1, 1)])["rows"]
+    rows = {row["scorer"]: row["overlap"] for row in found}
+    assert rows[oracle] == rows[f"{oracle}+k8v4"] == 1
+    if oracle == "newest_oracle":
+        assert set(rows.values()) == {1}
+    sizes = {rules.budget_tokens for rules in pruned_by}
+    assert len(sizes) == 1 + equal_bytes
+    assert len(pruned_by) == 4 + len(sizes), "one set to compare with for each number of entries"
+
+
+def test_overlaps_of_another_reckoning_are_not_taken_from_a_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(oracles.ORACLES, "newest_oracle", by_position)
+    settings = replace(SETTINGS, scorers=("recency",), kept=(0.5,), generate=False)
+
+    def logged(name: str, oracle: str | None) -> int:
+        path = tmp_path / name
+        asked = replace(settings, oracle=oracle)
+        measured(asked, documents=DOCUMENTS[1:], log=ResultLog(path))
+        return len(path.read_text(encoding="utf-8").splitlines())
+
+    assert logged("without", None) == logged("with", "newest_oracle") == 1
+    assert logged("with", "newest_oracle") == 1
+    monkeypatch.setattr("heads.evaluation.OVERLAP_KEY", "another")
+    assert logged("without", None) == 1 and logged("with", "newest_oracle") == 2
+
+
 def test_overlap_counts_entries_of_the_same_layer_and_head() -> None:
     tiny: Any = tiny_model()
     rules = EvictionConfig(30, "uniform", stabilizer_tokens=8, local_tokens=4)
@@ -429,6 +480,14 @@ def test_a_profile_that_nobody_has_is_refused_before_anything_is_read(name: str)
     settings = replace(SETTINGS, scorers=(name,), allocation="profile")
     with pytest.raises(InvalidSetting, match="no profile"):
         measured(settings, documents=[])
+
+
+def test_an_oracle_to_compare_with_that_has_no_profile_is_refused_as_early() -> None:
+    scorer = make_scorer("keydiff", tiny_model())
+    scorer.profile = Profile((1.0,), (((1.0, 1.0),) * 2,))
+    settings = replace(SETTINGS, scorers=("keydiff",), allocation="profile", oracle="kvzip_oracle")
+    with pytest.raises(InvalidSetting, match="no profile"):
+        measured(settings, documents=[], make=lambda name: scorer)
 
 
 def test_importance_by_attention_is_compared_within_a_head() -> None:
