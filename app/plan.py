@@ -291,8 +291,9 @@ def _estimated_rate(job: Job, kept: int, paths: DataPaths) -> float | None:
 
     if job.model.device != "cpu":
         return None
+    choice = pick_format(paths.models / CACHE_NAME)
     name = "fp32" if job.model.compute_dtype.itemsize == 4 else "bf16"
-    gflops = pick_format(paths.models / CACHE_NAME).gflops[f"prefill_{name}"]
+    gflops = choice.gflops["prefill_fp16" if job.model.reads_packed else f"prefill_{name}"]
     geometry = job.model.geometry
     visible = kept + job.settings.chunk_tokens // 2
     attention = 2 * geometry.n_layers * geometry.n_q_heads * geometry.head_dim * visible

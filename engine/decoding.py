@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING, cast
 from engine.captured import try_captured
 from engine.errors import CaptureFailed, InvalidSetting, NotLean
 from engine.generate import Decoder, StockDecoder
-from engine.lean import CPU_FORMATS, LeanDecoder
-from engine.memory import available_memory
+from engine.lean import CPU_FORMATS
 from engine.numeric import pick_answer_format
-from engine.weights import check_bitsandbytes, linear_parameters
+from engine.packing import fits, packed, packed_nbytes
+from engine.weights import check_bitsandbytes
 
 if TYPE_CHECKING:
     from engine.lean import LeanFormat
     from engine.loader import LoadedModel
 
 ANSWER_FORMATS = ("auto", "stock", "same", "captured", "fp16", "int8", "int4", "nf4")
-MEMORY_SHARE = 0.5  # of the free memory that packed copies may take under "auto"
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,8 @@ def choose_decoder(
                 "Leave the choice to the program.",
             ) from problem
     format = pick_answer_format(cache_file).name
-    need, free = _packed_bytes(model, format), available_memory("cpu")
-    if need > MEMORY_SHARE * free:
+    if not fits(model, format):
+        need = packed_nbytes(model, format)
         size = f"{need >> 20} MiB of {format} weights beside it would not fit"
         return _stock(model, f"Answers through the model's own modules: {size}.")
     try:
@@ -98,7 +97,7 @@ def check_answer_format(wanted: str, device: str) -> None:
 
 def _captured(model: LoadedModel) -> DecoderChoice:
     """The lean decoder with the model's own weights, a token one launch where that can be."""
-    lean = LeanDecoder(model, "same")
+    lean = packed(model, "same")
     how = "Answers with the model's own weights"
     try:
         decoder = try_captured(model, lean)
@@ -111,7 +110,7 @@ def _captured(model: LoadedModel) -> DecoderChoice:
 def _lean(model: LoadedModel, format: str) -> DecoderChoice:
     if format == "captured":
         return _captured(model)
-    lean = LeanDecoder(model, cast("LeanFormat", format))
+    lean = packed(model, cast("LeanFormat", format))
     notes = " ".join(["", *lean.notes])
     size = f"{lean.nbytes >> 20} MiB, packed in {lean.build_s:.1f} s"
     how = "the model's own weights" if format == "same" else f"weights in {format} ({size})"
@@ -120,10 +119,3 @@ def _lean(model: LoadedModel, format: str) -> DecoderChoice:
 
 def _stock(model: LoadedModel, reason: str) -> DecoderChoice:
     return DecoderChoice(model, StockDecoder(model), "stock", reason)
-
-
-def _packed_bytes(model: LoadedModel, format: str) -> int:
-    """What the packed copies take, about."""
-    width = {"same": 0, "int8": 1, "fp16": 2}[format]
-    geometry = model.geometry
-    return width * (linear_parameters(geometry) + geometry.vocab_size * geometry.hidden_size)

@@ -45,6 +45,7 @@ class LoadedModel:
     fingerprint     digests: weights, config, rotary, tokenizer, chat_template
     stop_token_ids  any of these ends an answer
     load_s          seconds from call to ready, downloads and conversion included
+    reads_packed    whether chunks run from copies of the weights in fp16 (engine.trunk)
     """
 
     name: str
@@ -59,6 +60,7 @@ class LoadedModel:
     fingerprint: dict[str, str]
     stop_token_ids: frozenset[int]
     load_s: float
+    reads_packed: bool = False
 
 
 def load_model(
@@ -120,6 +122,7 @@ def load_model(
         fingerprint=fingerprint_of(folder, choice.weights, tokenizer, rotary, models_dir),
         stop_token_ids=stop_tokens(model, tokenizer),
         load_s=time.perf_counter() - started,
+        reads_packed=choice.packed,
     )
 
 

@@ -1,6 +1,8 @@
 """Which number format this machine computes fastest in: measured once, kept, never assumed.
 
-fp16 is not a candidate: on CPUs it is emulated and many times slower than either.
+fp16 is not a candidate to compute in: on CPUs it is emulated and many times slower than either.
+Products in fp32 with weights packed in fp16 (kernels.linear) can be faster than fp32's own, and are
+measured beside.
 """
 
 from __future__ import annotations
@@ -8,13 +10,14 @@ from __future__ import annotations
 import platform
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from engine.files import read_json, remember
-from kernels.linear import Format, seconds_per_call
+from kernels.linear import Format, linear, pack, seconds_per_call
 
 CACHE_NAME = "number-format.json"
 CANDIDATES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -35,13 +38,16 @@ class Choice:
     """The compute format picked for this machine.
 
     name    "fp32" or "bf16"
-    gflops  "prefill_fp32", "prefill_bf16", "decode_fp32", "decode_bf16": 1e9 operations a second
+    gflops  "prefill_fp32", "prefill_bf16", "decode_fp32", "decode_bf16": 1e9 operations a second;
+            "prefill_fp16": in fp32 from weights packed in fp16, 0 where torch has no such product
     reason  one sentence with the figures, for `doctor`
+    packed  whether documents are read from weights packed in fp16
     """
 
     name: str
     gflops: dict[str, float]
     reason: str
+    packed: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,11 +65,12 @@ def measure_formats(seconds_each: float = SECONDS_EACH) -> dict[str, float]:
     Keys as in `Choice.gflops`: prefill is 1,024 rows, decode a single one.
     """
     shapes = {"prefill": PREFILL_SHAPE, "decode": DECODE_SHAPE}
-    return {
+    found = {
         f"{phase}_{name}": round(_gflops(shape, dtype, seconds_each), 1)
         for phase, shape in shapes.items()
         for name, dtype in CANDIDATES.items()
     }
+    return found | {"prefill_fp16": round(_packed_gflops(PREFILL_SHAPE, seconds_each), 1)}
 
 
 def pick_format(cache_file: Path | None) -> Choice:
@@ -75,7 +82,7 @@ def pick_format(cache_file: Path | None) -> Choice:
     with _MEASURING:
         key = machine_key()
         entry = _known(cache_file).get(key)
-        if isinstance(entry, dict) and set(entry) == {"name", "gflops", "reason"}:
+        if isinstance(entry, dict) and set(entry) == {"name", "gflops", "reason", "packed"}:
             return Choice(**entry)
         choice = choose(measure_formats())
         _remember(cache_file, key, asdict(choice))
@@ -84,13 +91,17 @@ def pick_format(cache_file: Path | None) -> Choice:
 
 def choose(gflops: dict[str, float]) -> Choice:
     """Decide from measured figures: reading dominates, so prefill decides."""
-    fp32, bf16 = gflops["prefill_fp32"], gflops["prefill_bf16"]
+    fp32, bf16, fp16 = (gflops[f"prefill_{name}"] for name in ("fp32", "bf16", "fp16"))
     figures = f"{bf16:.0f} GFLOP/s in bf16, {fp32:.0f} in fp32"
-    if fp32 > CLEARLY * bf16:
-        return Choice("fp32", gflops, f"fp32 reads faster here ({figures}).")
+    packed = fp16 > CLEARLY * fp32
+    if packed:
+        figures += f", {fp16:.0f} from weights packed in fp16"
+    if max(fp32, fp16) > CLEARLY * bf16:
+        return Choice("fp32", gflops, f"fp32 reads faster here ({figures}).", packed)
     if bf16 > CLEARLY * fp32:
         return Choice("bf16", gflops, f"bf16 reads faster here ({figures}).")
-    return Choice("bf16", gflops, f"Both are equally fast ({figures}); bf16 takes half the memory.")
+    reason = f"Both are equally fast ({figures}); bf16 takes half the memory."
+    return Choice("bf16", gflops, reason)
 
 
 def pick_answer_format(cache_file: Path | None) -> AnswerChoice:
@@ -163,16 +174,33 @@ def cpu_name() -> str:
     return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
+def _packed_gflops(shape: tuple[int, int, int], seconds: float) -> float:
+    """Of a product in fp32 with weights packed in fp16; 0 where torch has none."""
+    rows, inner, columns = shape
+    weight = pack(torch.ones(columns, inner), "fp16")
+    if weight.format != "fp16":
+        return 0.0
+    left = torch.ones(rows, inner)
+    return _fastest_gflops(shape, lambda: linear(left, weight), seconds)
+
+
 def _gflops(shape: tuple[int, int, int], dtype: torch.dtype, seconds: float) -> float:
     rows, inner, columns = shape
     left = torch.ones(rows, inner, dtype=dtype)
     weight = torch.ones(columns, inner, dtype=dtype)
-    torch.nn.functional.linear(left, weight)  # the first call sets the library up
+    return _fastest_gflops(shape, lambda: torch.nn.functional.linear(left, weight), seconds)
+
+
+def _fastest_gflops(
+    shape: tuple[int, int, int], product: Callable[[], object], seconds: float
+) -> float:
+    rows, inner, columns = shape
+    product()  # the first call sets the library up
     best = float("inf")
     deadline = time.perf_counter() + seconds
     while True:
         started = time.perf_counter()
-        torch.nn.functional.linear(left, weight)
+        product()
         ended = time.perf_counter()
         best = min(best, ended - started)
         if ended >= deadline:

@@ -28,11 +28,15 @@ CPU_SHARE = 0.7  # of the free main memory that fp32 weights may take under "aut
 
 @dataclass(frozen=True)
 class WeightChoice:
-    """weights: one of WEIGHT_FORMATS but auto; compute: fp32 or bf16; reason: for the user."""
+    """weights: one of WEIGHT_FORMATS but auto; compute: fp32 or bf16; reason: for the user.
+
+    packed: whether chunks are read from copies of fp32 weights that are packed in fp16
+    """
 
     weights: str
     compute: str
     reason: str
+    packed: bool = False
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -116,7 +120,7 @@ def _choose_on_cpu(
     if measured.name == "fp32" and need > CPU_SHARE * available_memory("cpu"):
         reason = f"bf16, because fp32 would take {need / 2**30:.1f} GiB of memory."
         return WeightChoice("bf16", "bf16", reason)
-    return WeightChoice(measured.name, measured.name, measured.reason)
+    return WeightChoice(measured.name, measured.name, measured.reason, measured.packed)
 
 
 def check_bitsandbytes(weights: str) -> None:

@@ -43,6 +43,7 @@ class TinyModel:
     weights: str = "fp32"
     stop_token_ids: frozenset[int] = frozenset({2})
     fingerprint: dict[str, str] = field(default_factory=lambda: {"weights": "tiny"})
+    reads_packed: bool = False
 
 
 def tiny_config(family: str = "llama", **changes: Any) -> Any:

@@ -102,6 +102,12 @@ class Bench:
         """Name of the type activations are computed in, as "float32"."""
         return str(self.model.compute_dtype).removeprefix("torch.")
 
+    @property
+    def reading_format(self) -> str:
+        """What documents are read with, as "float32" or "float32 from weights in fp16"."""
+        packed = " from weights in fp16" if self.model.reads_packed else ""
+        return f"{self.compute_format}{packed}"
+
     def new_scorer(self) -> Scorer:
         """A fresh scorer for one reading."""
         from heads.catalog import make_scorer
@@ -193,6 +199,7 @@ class Bench:
             "model": model.name,
             "weights": model.weights,
             "compute_format": self.compute_format,
+            "reading_format": self.reading_format,
             "device": model.device,
             "cpu": cpu_name(),
             "threads": self.threads,

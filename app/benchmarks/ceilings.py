@@ -10,6 +10,7 @@ import torch
 
 from app.benchmarks.figures import clock, timed
 from engine.geometry import ModelGeometry
+from kernels.linear import linear, pack
 
 SECONDS_EACH = 0.25
 # Far more than the last cache level of today's processors, so that memory is what is read.
@@ -17,17 +18,24 @@ BANDWIDTH_BYTES = 256 << 20
 
 
 def gemm_flops_per_s(
-    geometry: ModelGeometry, rows: int, dtype: torch.dtype, device: str = "cpu"
+    geometry: ModelGeometry,
+    rows: int,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    *,
+    packed: bool = False,
 ) -> float:
     """Operations a second of the best of several products of a chunk with a feed-forward matrix.
 
     Shape [rows, hidden] x [hidden, intermediate]; a multiplication and an addition count as two.
+    packed  by weights in fp16, where the model reads from such
     """
     inner, columns = geometry.hidden_size, geometry.intermediate_size or geometry.hidden_size
     generator = torch.Generator().manual_seed(0)
     left = torch.randn(rows, inner, generator=generator).to(device, dtype)
     weight = torch.randn(columns, inner, generator=generator).to(device, dtype)
-    seconds = _best(lambda: torch.nn.functional.linear(left, weight), device)
+    right = pack(weight, "fp16" if packed else "plain")
+    seconds = _best(lambda: linear(left, right), device)
     return 2 * rows * inner * columns / seconds
 
 

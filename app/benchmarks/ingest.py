@@ -72,7 +72,11 @@ def measure(bench: Bench) -> dict[str, Any]:
 
     def peak() -> None:
         rows, dtype = request.chunk_tokens, model.compute_dtype
-        peaks.append(ceilings.gemm_flops_per_s(model.geometry, rows, dtype, model.device))
+        peaks.append(
+            ceilings.gemm_flops_per_s(
+                model.geometry, rows, dtype, model.device, packed=model.reads_packed
+            )
+        )
 
     for number in range(request.runs):
         bench.stage(f"run {number + 1} of {request.runs}")
@@ -150,7 +154,7 @@ def report(
         "peak_gflops": figure(peak / 1e9),
         "peak_gflops_range": [figure(min(peaks) / 1e9), figure(max(peaks) / 1e9)],
         "peak_of": f"product of {bench.request.chunk_tokens} rows with a feed-forward matrix, "
-        f"{bench.compute_format}, before and after each reading",
+        f"{bench.reading_format}, before and after each reading",
         "rows": [_span(bench, readings, peak, 0, n) for n in bench.request.lengths],
         "window_tokens": WINDOW_TOKENS,
         "windows": windows,

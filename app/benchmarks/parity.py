@@ -47,6 +47,7 @@ def check(model: LoadedModel) -> dict[str, float | None]:
         "kernels": _kernels(model),
         "stored": _stored(model),
         "chunked": _chunked(model),
+        "packed": _packed(model),
         "view": _view(model),
         "coded": _coded(model),
     }
@@ -156,10 +157,10 @@ def _config(chunk_tokens: int, model: LoadedModel) -> PrefillConfig:
     return PrefillConfig(chunk_tokens=chunk_tokens, eviction=whole, kv_dtype=kv_dtype)
 
 
-def _ids(model: LoadedModel) -> list[int]:
+def _ids(model: LoadedModel, n: int = N_TOKENS) -> list[int]:
     generator = torch.Generator().manual_seed(1)
     vocab = model.geometry.vocab_size or int(model.model.lm_head.out_features)
-    ids: list[int] = torch.randint(vocab, (N_TOKENS,), generator=generator).tolist()
+    ids: list[int] = torch.randint(vocab, (n,), generator=generator).tolist()
     return ids
 
 
@@ -179,6 +180,23 @@ def _chunked(model: LoadedModel) -> float:
     cache = prefill(model, _ids(model), _config(CHUNK_TOKENS, model), RecencyScorer())
     assert cache.last_logits is not None
     return difference(cache.last_logits, _whole(model))
+
+
+def _packed(model: LoadedModel) -> float:
+    """A chunk long enough to run from packed weights, and the same from the model's own."""
+    from engine.prefill import prefill
+    from engine.scorers.recency import RecencyScorer
+    from engine.trunk import MANY_TOKENS
+
+    if not model.reads_packed:
+        return 0.0
+    ids, config = _ids(model, MANY_TOKENS), _config(MANY_TOKENS, model)
+    found, plain = (
+        prefill(way, ids, config, RecencyScorer()).last_logits
+        for way in (model, replace(model, reads_packed=False))
+    )
+    assert found is not None and plain is not None
+    return difference(found, plain)
 
 
 def _view(model: LoadedModel) -> float:

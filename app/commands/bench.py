@@ -144,7 +144,7 @@ def _draw(path: Path, benchmark: ModuleType, report: dict[str, Any]) -> None:
 
 def _print_table(benchmark: ModuleType, report: dict[str, Any]) -> None:
     print(
-        f"{report['model']}, weights {report['weights']}, computing in {report['compute_format']} "
+        f"{report['model']}, weights {report['weights']}, computing in {report['reading_format']} "
         f"with {report['threads']} threads on {report['cpu']}; median of {report['runs']}"
     )
     columns = benchmark.COLUMNS

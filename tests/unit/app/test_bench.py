@@ -426,3 +426,23 @@ def test_lengths_are_whole_numbers(wrong: str, capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit) as ended:
         main(["bench", "ingest", "--lengths", wrong])
     assert ended.value.code == 2 and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_reading_from_packed_weights_is_held_against_the_models_own(
+    wrong: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = replace(tiny_loaded(), reads_packed=True)
+    monkeypatch.setattr("engine.loader.load_model", lambda name, **how: model)
+    # Whatever this torch build can pack: what is looked at is the comparison.
+    made = LeanDecoder(model, "int8" if wrong else "same")
+    if wrong:
+        monkeypatch.setattr(made, "_norm", replace(made._norm, weight=2 * made._norm.weight))
+    monkeypatch.setattr("engine.trunk._for_many", {model.model: made})
+    code, out, err = benched(capsys, "ingest", "--lengths", "300", "--json")
+    if wrong:
+        assert code == 1 and out == "" and "Parity is red: packed" in err
+    else:
+        report = json.loads(out)
+        assert report["reading_format"] == "float32 from weights in fp16"
+        assert report["reading_format"] in report["peak_of"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine import decoding, numeric
+from engine import decoding, numeric, packing
 from engine.decoding import ANSWER_FORMATS, choose_decoder
 from engine.errors import InvalidSetting
 from engine.eviction import EvictionConfig
@@ -95,7 +95,7 @@ def test_every_choice_answers(wanted: str) -> None:
 
 
 def test_packed_weights_that_would_not_fit_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "available_memory", lambda device: 1000)
+    monkeypatch.setattr(packing, "available_memory", lambda device: 1000)
     monkeypatch.setattr(
         decoding, "pick_answer_format", lambda file: numeric.AnswerChoice("int8", {}, "")
     )

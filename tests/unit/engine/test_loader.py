@@ -78,7 +78,8 @@ def test_weights_are_held_in_the_compute_format(
 def test_auto_takes_the_format_remembered_for_this_machine(folder: Path) -> None:
     file = folder.parent / "models" / numeric.CACHE_NAME
     file.parent.mkdir()
-    choice = {"name": "bf16", "gflops": {}, "reason": "bf16 reads faster here."}
+    choice: Any = {"name": "bf16", "gflops": {}, "reason": "bf16 reads faster here."}
+    choice["packed"] = False
     file.write_text(json.dumps({numeric.machine_key(): choice}))
     loaded = load(folder, "auto")
     assert loaded.weights == "bf16" and loaded.weights_reason == Choice(**choice).reason

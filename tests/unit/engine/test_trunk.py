@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from engine import trunk
+from engine import packing, trunk
 from engine.attention import decoder_of
 from engine.cache import DocCache
+from engine.decoding import choose_decoder
 from engine.errors import NotLean
 from engine.geometry import SERVED_FAMILIES
-from engine.trunk import hidden_after
+from engine.lean import LeanDecoder
+from engine.trunk import MANY_TOKENS, hidden_after
 from tests.fakes import cache_of, filled, tiny_model, tokens
 
 
@@ -73,3 +78,60 @@ def test_elsewhere_than_on_the_cpu_the_stock_modules_read() -> None:
     assert trunk._lean_of(model) is not None
     model.device = "cuda"
     assert trunk._lean_of(model) is None
+
+
+needs_fp16 = pytest.mark.skipif(
+    "fbgemm" not in torch.backends.quantized.supported_engines,
+    reason="this torch build has no product with weights in fp16",
+)
+
+
+def reading_packed() -> Any:
+    model: Any = filled("qwen2")
+    model.reads_packed = True
+    return model
+
+
+@needs_fp16
+def test_many_tokens_run_from_packed_weights_and_few_from_the_models_own() -> None:
+    model = reading_packed()
+    cache, ids = cache_of(model), torch.tensor(tokens(MANY_TOKENS, seed=3))
+    stock = stock_hidden(model, cache, ids)
+    found = hidden_after(model, ids, cache.view())
+    torch.testing.assert_close(found, stock, atol=0.01, rtol=0.01)
+    assert not torch.equal(
+        found, hidden_after(replace(model, reads_packed=False), ids, cache.view())
+    )
+    few = ids[: MANY_TOKENS - 1]
+    own = hidden_after(replace(model, reads_packed=False), few, cache.view())
+    assert torch.equal(hidden_after(model, few, cache.view()), own)
+
+
+@needs_fp16
+def test_copies_that_do_not_fit_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = reading_packed()
+    cache, ids = cache_of(model), torch.tensor(tokens(MANY_TOKENS, seed=3))
+    own = hidden_after(replace(model, reads_packed=False), ids, cache.view())
+    monkeypatch.setattr(packing, "available_memory", lambda device: 1000)
+    monkeypatch.setattr(packing, "LeanDecoder", lambda *_: pytest.fail("copied"))
+    assert torch.equal(hidden_after(model, ids, cache.view()), own)
+
+
+@needs_fp16
+def test_reading_and_answering_share_their_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for at once by two threads, too."""
+    model = reading_packed()
+    made: list[str] = []
+
+    def make(model: Any, format: Any) -> LeanDecoder:
+        made.append(format)
+        time.sleep(0.05)
+        return LeanDecoder(model, format)
+
+    monkeypatch.setattr(packing, "LeanDecoder", make)
+    with ThreadPoolExecutor(2) as pool:
+        answering = pool.submit(choose_decoder, model, "fp16")
+        cache, ids = cache_of(model), torch.tensor(tokens(MANY_TOKENS, seed=3))
+        hidden_after(model, ids, cache.view())
+    assert made == ["fp16"]
+    assert answering.result().decoder is trunk._for_many_tokens(model)
