@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from engine.errors import InvalidSetting, ScorerUnavailable
+from engine.errors import ScorerUnavailable
 from heads.answer_fit import scores_of
 from heads.answer_round import taught_by_answers
 from heads.labels import output_grams
 from heads.layout import Layout
-from heads.lessons import check_lessons, is_held_out, lessons_of
+from heads.lessons import is_held_out
 from heads.question_set import QuestionedDocument
 from heads.recordings import (
     RecordSettings,
@@ -44,6 +44,7 @@ from heads.retaining import (
     save_heads,
 )
 from heads.train import FIT_VERSION, FitReport, fit, has_label, profile_of, target
+from heads.train_checks import check_training
 from heads.train_plan import TrainSettings, first_reading
 
 if TYPE_CHECKING:
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
     from engine.loader import LoadedModel
 
 _POLL_S = 2.0
-NEEDS_QUESTIONS = ("questions", "cis")
 _PROFILE_DOCUMENTS = 32  # shares hardly move after so many
 
 
@@ -73,10 +73,7 @@ def train(
     work   folder of the recordings; a second run with the same documents reads none again
     start  heads to go on from: domain adaptation
     """
-    if len(documents) < 2:
-        raise InvalidSetting("Training needs at least two documents.", "Give more text.")
-    _check_questions(layout, documents, settings)
-    _check_answers(layout, documents, settings, start)
+    check_training(layout, documents, settings, start)
     if start is not None:  # heads that go on keep their width, whatever was asked for
         width = (start.w1 if isinstance(start, RetainingHead) else start.fc1).shape[1]
         settings = replace(settings, fitting=replace(settings.fitting, width=width))
@@ -181,55 +178,6 @@ class _Run:
             profile = _profile(self.firsts, self.settings.fitting.label)
         card.settings = asdict(replace(self.settings, recording=first_reading(self.settings)))
         save_heads(out, head, card, profile, allocation)
-
-
-def _check_answers(
-    layout: Layout,
-    documents: Sequence[QuestionedDocument],
-    settings: TrainSettings,
-    start: RetainingHead | LocretHead | None,
-) -> None:
-    """Before anything is read: whether there are heads to fit, of a kind that answers fit, and
-    questions to fit them by.
-    """
-    if settings.answers.steps and settings.fitting.kind != "retaining":
-        raise InvalidSetting(
-            "Answers fit heads whose scores compare across layers; Locret's do not.",
-            "Leave out --answer-steps, or train heads of the kind 'retaining'.",
-        )
-    if settings.rounds == 0 and (start is None or not settings.answers.steps):
-        raise InvalidSetting(
-            "Without a round there is no fit to labels, and nothing to save.",
-            "Give heads to go on from (--start) and --answer-steps, or at least one round.",
-        )
-    if start is not None and start.kind != settings.fitting.kind:
-        raise InvalidSetting(
-            f"The heads to go on from are of the kind '{start.kind}', not "
-            f"'{settings.fitting.kind}'.",
-            f"Train with --kind {start.kind}.",
-        )
-    if settings.answers.steps:
-        anywhere = [Path()] * len(documents)  # not recorded yet
-        check_lessons(lessons_of(layout, documents, anywhere, settings.recording.max_tokens).taught)
-
-
-def _check_questions(
-    layout: Layout, documents: Sequence[QuestionedDocument], settings: TrainSettings
-) -> None:
-    """Before anything is read: a label that comes from questions needs a document that has some."""
-    how = settings.recording
-    if settings.fitting.label not in NEEDS_QUESTIONS or how.ask_itself:
-        return
-    for number, document in enumerate(documents):
-        if document.questions and not is_held_out(number):
-            prefix = layout.prefix(document.text)
-            if prefix.n_header + prefix.n_document <= how.max_tokens:
-                return
-    raise InvalidSetting(
-        f"No document of at most {how.max_tokens} tokens that is not held out comes with "
-        f"questions, and the label '{settings.fitting.label}' is measured on them.",
-        "Give question sets, a larger --max-tokens, or --ask-itself.",
-    )
 
 
 def _record_all(

@@ -96,7 +96,9 @@ def run(args: argparse.Namespace) -> int:
     from app.paths import data_paths
     from app.prompts import Layout
     from engine.files import need_disk
-    from heads.retaining import HeadCard, load_heads
+    from heads.retaining import HeadCard
+    from heads.start import load_start
+    from heads.train_checks import check_training
     from heads.train_plan import plan
     from heads.training import is_first_process, train
 
@@ -105,6 +107,9 @@ def run(args: argparse.Namespace) -> int:
     settings = _settings(args)
     model = load(args.model, "auto", paths)
     layout = Layout(model.tokenizer)
+    given = None if args.start is None else load_start(args.start, model)
+    start = None if given is None else given.head
+    check_training(layout, documents, settings, start)
     work = paths.models / "training"
     found = plan(model, layout, documents, settings, work)
     rate = _tokens_per_s(model)
@@ -116,7 +121,6 @@ def run(args: argparse.Namespace) -> int:
         return 0
     need_disk(paths.models, found.disk_bytes, "The recordings of this training")
     out = args.out or _default_out(model, args.kind, paths)
-    start = None if args.start is None else load_heads(args.start, model).head
     card = HeadCard(
         model.name,
         settings.fitting.label,

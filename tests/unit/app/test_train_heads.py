@@ -14,6 +14,7 @@ from app.cli import main
 from app.commands.training_data import training_documents
 from heads.catalog import default_scorer, make_scorer
 from heads.question_set import Question, read_question_set
+from heads.retaining import HeadCard, RetainingHead, save_heads
 from tests.unit.app.tiny_reader import BOOK, tiny_loaded, use_tiny_model
 
 FLAGS = ["--width", "4", "--epochs", "1", "--max-tokens", "400"]
@@ -128,10 +129,11 @@ def test_a_file_that_cannot_be_read_is_named_and_in_a_folder_left_out(
     assert code == 3 and str(bad) in err and str(folder) in err
     (folder / "a.txt").write_text("\n".join(LINES[:6]), encoding="utf-8")
     (folder / "set.jsonl").write_text("{}", encoding="utf-8")
+    (folder / "b.txt").write_text("\n".join(LINES[6:12]), encoding="utf-8")
     code, found, err = called(capsys, "--data", folder, "--plan")
-    assert code == 0 and found["plan"]["documents"] == 1
+    assert code == 0 and found["plan"]["documents"] == 2
     assert f"Left out: {bad}: " in err and f"Left out: {folder / 'set.jsonl'}: " in err
-    assert "1 document, " in err
+    assert "2 documents, " in err
     code, _, err = called(capsys, "--data", folder / "a.txt", bad, "--plan")
     assert code == 3 and f"{bad}: " in err
 
@@ -190,6 +192,38 @@ def test_heads_go_on_from_others(
     assert out[0].read_bytes() != out[1].read_bytes()
     code, _, err = called(capsys, *one, "--start", tmp_path / "none.safetensors")
     assert code == 4 and "no retaining heads at" in err
+
+
+def heads_of(path: Path, base_model: str) -> Path:
+    """A file of heads that fits the tiny model, and says that it is another's."""
+    save_heads(path, RetainingHead(tiny_loaded().geometry, 4), HeadCard(base_model, "kvzip"))
+    return path
+
+
+@pytest.mark.parametrize("plan", [(), ("--plan",)])
+def test_heads_of_another_model_are_nothing_to_go_on_from(
+    plan: tuple[str, ...], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = heads_of(tmp_path / "other.safetensors", "smollm2-135m")
+    code, out, err = called(capsys, "--data", data, "--start", other, *plan)
+    assert (code, out) == (4, None)
+    assert "other.safetensors were made for smollm2-135m, not for tiny" in err
+    unnamed = heads_of(tmp_path / "unnamed.safetensors", "")
+    assert called(capsys, "--data", data, "--start", unnamed, "--plan")[0] == 0
+
+
+def test_a_plan_refuses_what_a_training_refuses(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = question_set(tmp_path / "one.jsonl", 1)
+    refused = [
+        (["--data", one], 2, "at least two documents"),
+        (["--data", data, "--start", tmp_path / "none.safetensors"], 4, "no retaining heads at"),
+        (["--data", data, "--rounds", "0"], 2, "nothing to save"),
+    ]
+    for arguments, expected, reason in refused:
+        code, out, err = called(capsys, *arguments, "--plan")
+        assert (code, out) == (expected, None) and reason in err
 
 
 def test_heads_learn_through_answers(
