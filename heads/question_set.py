@@ -43,7 +43,7 @@ def read_question_set(
     """
     documents: list[QuestionedDocument] = []
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if max_documents is not None and len(documents) >= max_documents:
                     break
@@ -63,6 +63,8 @@ def _document(name: str, line: str, max_questions: int | None) -> QuestionedDocu
         value = json.loads(line)
     except ValueError as problem:
         raise QuestionSetBad(f"{name} is not JSON: {problem}.") from problem
+    except RecursionError as problem:
+        raise QuestionSetBad(f"{name} is nested too deeply to be read.") from problem
     text = _text(value, "context", name)
     asked = value.get("questions")
     if not isinstance(asked, list) or not asked:
@@ -77,6 +79,8 @@ def _question(value: Any, name: str) -> Question:
     usable = isinstance(answers, list) and all(isinstance(a, str) and a.strip() for a in answers)
     if not usable or not answers:
         raise QuestionSetBad(f"{name}: 'answers' of '{text}' is not a list of texts.")
+    for answer in answers:
+        _check_letters(answer, f"{name}: 'answers' of '{text}'")
     return Question(text, tuple(answers))
 
 
@@ -86,4 +90,15 @@ def _text(value: Any, key: str, name: str) -> str:
     text = value.get(key)
     if not isinstance(text, str) or not text.strip():
         raise QuestionSetBad(f"{name}: '{key}' is missing or not a text.")
+    _check_letters(text, f"{name}: '{key}'")
     return text
+
+
+def _check_letters(text: str, where: str) -> None:
+    """JSON can name half of a character, which no tokenizer takes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as problem:
+        raise QuestionSetBad(
+            f"{where} holds half a surrogate pair, which is no character."
+        ) from problem

@@ -12,6 +12,7 @@ import os
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -136,16 +137,29 @@ def choose(
 
 
 def write_set(documents: Iterable[QuestionedDocument], path: Path) -> None:
-    """Write a set, whole or not at all; raises OutputUnwritable."""
+    """Write a set, whole or not at all; raises OutputUnwritable, or SourceMalformed for a text
+    that is none.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with aside.open("w", encoding="utf-8", newline="\n") as file:
+        with aside.open("wb") as file:
             for document in documents:
-                file.write(json.dumps(as_json(document), ensure_ascii=False) + "\n")
+                file.write(_line(document))
         aside.replace(path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise OutputUnwritable(f"{path} cannot be written: {error.strerror}.") from error
+    finally:
+        with suppress(OSError):  # after a success it is gone
+            aside.unlink()
+
+
+def _line(document: QuestionedDocument) -> bytes:
+    try:
+        return (json.dumps(as_json(document), ensure_ascii=False) + "\n").encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise SourceMalformed(
+            f"{document.name} holds half a surrogate pair, which is no character."
+        ) from error
 
 
 def check_part(name: str, part: str | None, parts: Sequence[str]) -> str:

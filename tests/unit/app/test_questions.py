@@ -110,6 +110,31 @@ def test_a_file_that_cannot_be_written_is_no_fault_of_ours(
     assert code == 2 and "cannot be written" in err
 
 
+def test_a_text_that_cannot_be_written_is_refused_and_leaves_nothing_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "l" / "Open-ended-tasks" / "multidoc_qa.jsonl"
+    source.parent.mkdir(parents=True)
+    texts = [f"{n} {half}" for n, half in enumerate(("", r"\ud83d"))]
+    rows = [f'{{"input": "{text}", "instructions": ["?"], "outputs": ["!"]}}' for text in texts]
+    source.write_text("\n".join(rows), encoding="utf-8")
+    out = tmp_path / "set.jsonl"
+    out.write_text("before", encoding="utf-8")
+    arguments = ["leval", "--source", str(tmp_path / "l"), "--part", "multidoc_qa"]
+    code, said, err = run(capsys, *arguments, "--out", str(out))
+    assert (code, said) == (3, "") and "leval-multidoc_qa-002 holds half" in err
+    assert "Traceback" not in err and list(tmp_path.glob(".*")) == []
+    assert out.read_text(encoding="utf-8") == "before"
+
+
+def test_a_folder_that_is_a_file_cannot_be_written_into(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("x")
+    code, _, err = run(capsys, "synthetic", "--out", str(tmp_path / "file" / "set.jsonl"))
+    assert code == 2 and "cannot be written" in err
+
+
 def test_leval_is_left_out_of_qmsum(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = " ".join(f"word{i}" for i in range(50))
     folder = write_meetings(tmp_path / "q", {"D/m": meeting(said)})

@@ -545,6 +545,10 @@ def test_a_question_set_is_read_up_to_what_was_asked_for(tmp_path: Path) -> None
         (GOOD.replace('["a", "b"]', '"a"'), "'answers' of 'q'"),
         (GOOD.replace('"b"', '" "'), "'answers' of 'q'"),
         ("\n", "no documents"),
+        (f"{GOOD}\n{GOOD}".replace('"c"', '"c \\ud83d"'), "line 1: 'context' holds half"),
+        (f"{GOOD}\n" + GOOD.replace('"q"', '"q \\ud83d"'), "line 2: 'question' holds half"),
+        (GOOD.replace('"b"', '"\\ude00"'), "line 1: 'answers' of 'q' holds half"),
+        (f"{GOOD}\n" + "[" * 100_000, "line 2 is nested too deeply"),
     ],
 )
 def test_a_bad_question_set_is_refused_by_its_line(tmp_path: Path, text: str, said: str) -> None:
@@ -552,6 +556,13 @@ def test_a_bad_question_set_is_refused_by_its_line(tmp_path: Path, text: str, sa
     path.write_text(text, encoding="utf-8")
     with pytest.raises(QuestionSetBad, match=said):
         read_question_set(path)
+
+
+def test_a_whole_surrogate_pair_and_a_byte_order_mark_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "set.jsonl"
+    path.write_text(GOOD.replace('"c"', '"c \\ud83d\\ude00"'), encoding="utf-8-sig")
+    (only,) = read_question_set(path)
+    assert only.text == "c \N{GRINNING FACE}"
 
 
 def test_a_question_set_that_is_no_text_file_is_refused(tmp_path: Path) -> None:
