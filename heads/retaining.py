@@ -40,6 +40,7 @@ _ACTIVATIONS = {"silu": nn.functional.silu, "gelu": nn.functional.gelu, "relu": 
 class HeadCard:
     """What a file of heads says about itself: base model, label, data, cost, commit, licence.
 
+    start     the heads that the training went on from: name of the file and its SHA-256, or ""
     held_out  a row a share kept: what answers about documents that taught nothing lost before a fit
               through answers and after it (heads.answer_fit.Distance)
     """
@@ -52,6 +53,7 @@ class HeadCard:
     licence: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     held_out: list[dict[str, float]] = field(default_factory=list)
+    start: str = ""
 
 
 class LocretHead(nn.Module):

@@ -18,7 +18,7 @@ from app.desk import words
 if TYPE_CHECKING:
     from app.paths import DataPaths
     from engine.loader import LoadedModel
-    from heads.retaining import HeadCard, LocretHead, RetainingHead
+    from heads.retaining import HeadCard, HeadScorer, LocretHead, RetainingHead
     from heads.train import FitReport
     from heads.train_plan import TrainPlan, TrainSettings
 
@@ -96,7 +96,6 @@ def run(args: argparse.Namespace) -> int:
     from app.paths import data_paths
     from app.prompts import Layout
     from engine.files import need_disk
-    from heads.retaining import HeadCard
     from heads.start import load_start
     from heads.train_checks import check_training
     from heads.train_plan import plan
@@ -121,14 +120,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     need_disk(paths.models, found.disk_bytes, "The recordings of this training")
     out = args.out or _default_out(model, args.kind, paths)
-    card = HeadCard(
-        model.name,
-        settings.fitting.label,
-        f"{words.count(found.n_documents, 'document')}, {found.n_tokens} tokens: "
-        + ", ".join(path.name for path in args.data),
-        commit=_commit(),
-        licence=args.licence,
-    )
+    card = _card(args, model, settings, found, given)
     began = time.perf_counter()
     head, reports = train(model, layout, documents, settings, work, out, card, start=start, say=say)
     seconds = time.perf_counter() - began
@@ -170,6 +162,33 @@ def _settings(args: argparse.Namespace) -> TrainSettings:
     recording = RecordSettings(max_tokens=args.max_tokens, ask_itself=args.ask_itself)
     answers = AnswerFitSettings(steps=args.answer_steps, seed=args.seed)
     return TrainSettings(recording, fitting, args.rounds, args.kept, answers)
+
+
+def _card(
+    args: argparse.Namespace,
+    model: LoadedModel,
+    settings: TrainSettings,
+    found: TrainPlan,
+    given: HeadScorer | None,
+) -> HeadCard:
+    """What can be said of the heads before they are trained."""
+    from engine.files import sha256_of
+    from heads.retaining import HeadCard
+
+    label, start = settings.fitting.label, ""
+    if given is not None:
+        start = f"{args.start.name}, SHA-256 {sha256_of(args.start)}"
+        if not settings.rounds:  # no label is learnt but theirs
+            label = given.card.label or "a label not stated"
+    documents = f"{words.count(found.n_documents, 'document')}, {found.n_tokens} tokens: "
+    return HeadCard(
+        model.name,
+        label,
+        documents + ", ".join(path.name for path in args.data),
+        commit=_commit(),
+        licence=args.licence,
+        start=start,
+    )
 
 
 def _tokens_per_s(model: LoadedModel) -> float:
@@ -247,6 +266,7 @@ def _write_card(card: HeadCard, out: Path) -> Path:
     """The card that the heads carry inside, as a page beside them."""
     facts = {
         "Base model": card.base_model,
+        "Goes on from": card.start,
         "Label": card.label,
         "Data": card.data,
         "Licence of the data": card.licence or "not stated",
@@ -257,7 +277,7 @@ def _write_card(card: HeadCard, out: Path) -> Path:
         "Settings": f"`{json.dumps(card.settings, sort_keys=True)}`",
     }
     lines = [f"# Retaining heads: {out.name}", ""]
-    lines += [f"- **{name}**: {fact}" for name, fact in facts.items()]
+    lines += [f"- **{name}**: {fact}" for name, fact in facts.items() if fact]
     path = out.with_suffix(".md")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -14,7 +15,7 @@ from app.cli import main
 from app.commands.training_data import training_documents
 from heads.catalog import default_scorer, make_scorer
 from heads.question_set import Question, read_question_set
-from heads.retaining import HeadCard, RetainingHead, save_heads
+from heads.retaining import HeadCard, RetainingHead, load_heads, save_heads
 from tests.unit.app.tiny_reader import BOOK, tiny_loaded, use_tiny_model
 
 FLAGS = ["--width", "4", "--epochs", "1", "--max-tokens", "400"]
@@ -182,6 +183,15 @@ def test_the_model_asks_itself_only_when_told(
     assert len(asked) == (2 if flag else 0)
 
 
+def card_of(path: Path) -> HeadCard:
+    model: Any = tiny_loaded()
+    return load_heads(path, model).card
+
+
+def page_of(path: Path) -> str:
+    return path.with_suffix(".md").read_text(encoding="utf-8")
+
+
 def test_heads_go_on_from_others(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,6 +200,11 @@ def test_heads_go_on_from_others(
     assert called(capsys, *one, "--out", out[0])[0] == 0
     assert called(capsys, *one, "--out", out[1], "--start", out[0])[0] == 0
     assert out[0].read_bytes() != out[1].read_bytes()
+    first, second = (card_of(path) for path in out)
+    assert first.start == "" and "Goes on from" not in page_of(out[0])
+    digest = sha256(out[0].read_bytes()).hexdigest()
+    assert second.start == f"0.safetensors, SHA-256 {digest}" and second.label == "blend"
+    assert f"- **Goes on from**: {second.start}\n" in page_of(out[1])
     code, _, err = called(capsys, *one, "--start", tmp_path / "none.safetensors")
     assert code == 4 and "no retaining heads at" in err
 
@@ -241,6 +256,19 @@ def test_heads_learn_through_answers(
     assert out[0].read_bytes() != out[1].read_bytes()
     code, _, err = called(capsys, *go_on)
     assert code == 2 and "nothing to save" in err
+
+
+@pytest.mark.parametrize(("label", "said"), [("kvzip", "kvzip"), ("", "a label not stated")])
+def test_without_a_round_the_label_is_that_of_the_heads_gone_on_from(
+    label: str, said: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = tmp_path / "old.safetensors"
+    save_heads(old, RetainingHead(tiny_loaded().geometry, 4), HeadCard("tiny", label))
+    go_on = ["--data", data, "--rounds", "0", "--answer-steps", "1", "--start", old, "--out", old]
+    digest = sha256(old.read_bytes()).hexdigest()
+    assert called(capsys, *go_on)[0] == 0
+    assert card_of(old).label == f"{said}, then 1 steps through answers"
+    assert card_of(old).start == f"old.safetensors, SHA-256 {digest}", "of the file before"
 
 
 def test_locret_has_its_own_label_loss_and_place(
