@@ -94,8 +94,10 @@ class EvalSettings:
     equal_bytes: bool = False
 
     def __post_init__(self) -> None:
-        if not self.scorers or not self.kept:
-            raise InvalidSetting("There is nothing to measure.", "Name a scorer and a share.")
+        if not (self.scorers and self.kept and self.kv_bits):
+            raise InvalidSetting(
+                "There is nothing to measure.", "Name a scorer, a share and how many bits."
+            )
         for kept in self.kept:
             if not 0 < kept <= 1:
                 raise InvalidSetting(f"The share {kept} is not above 0 and at most 1.")
@@ -131,18 +133,25 @@ class EvalSettings:
         """Every oracle that is needed, each once."""
         return [n for n in dict.fromkeys([*self.scorers, self.oracle or ""]) if n in ORACLES]
 
-    def eviction(self, n_tokens: int, kept: float, scorer: Scorer | None = None) -> EvictionConfig:
-        """The budget for a document of n_tokens: never less than one above what is protected."""
+    @property
+    def least_tokens(self) -> int:
+        """Entries a head that always stay: one above what is protected."""
+        return EvictionConfig(None, sink_tokens=self._sinks).protected_tokens + 1
+
+    @property
+    def _sinks(self) -> int:
         usual = EvictionConfig(None).sink_tokens
-        sinks = usual if self.sink_tokens is None else self.sink_tokens
-        least = EvictionConfig(None, sink_tokens=sinks).protected_tokens + 1
+        return usual if self.sink_tokens is None else self.sink_tokens
+
+    def eviction(self, n_tokens: int, kept: float, scorer: Scorer | None = None) -> EvictionConfig:
+        """The budget for a document of n_tokens: never less than `least_tokens`."""
         scorer = scorer or Scorer()
         allocation = self.allocation or scorer.allocation
         return EvictionConfig(
-            budget_tokens=max(round(kept * n_tokens), least),
+            budget_tokens=max(round(kept * n_tokens), self.least_tokens),
             allocation=allocation,
             positions=self.positions,
-            sink_tokens=sinks,
+            sink_tokens=self._sinks,
             profile=scorer.profile if allocation == "profile" else None,
             refit=self.refit,
         )
@@ -174,10 +183,8 @@ def evaluate(
     Raises       what make_scorer raises; InvalidSetting if every document was refused
     """
     scorers = {n: make_scorer(n) for n in settings.scorers if n not in ORACLES}
-    for name in (
-        *settings.scorers,
-        *settings.oracle_names,
-    ):  # a budget that cannot be shared out so is refused now
+    # A budget that cannot be shared out so is refused now.
+    for name in (*settings.scorers, *settings.oracle_names):
         settings.eviction(1, 1.0, _shares(name, scorers))
     log = log or ResultLog(None)
     results: list[DocumentResult] = []

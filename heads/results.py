@@ -57,35 +57,39 @@ class DocumentResult:
 class ResultLog:
     """Finished documents as JSON lines, each under a key that names document and settings.
 
-    A line that was cut off is passed over; so are lines of other runs, which stay in the file.
+    A line that was cut off or is no result is passed over; so are lines of other runs. All of
+    them stay in the file.
     """
 
     def __init__(self, path: Path | None) -> None:
+        """Raises OSError if the file cannot be read or appended to; it is there from now on."""
         self._path = path
-        self._known: dict[str, dict[str, Any]] = {}
-        if path is not None and path.exists():
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                self._take(line)
+        self._known: dict[str, DocumentResult] = {}
+        if path is None:
+            return
+        if not path.parent.exists():
+            path.parent.mkdir(parents=True)
+        path.open("ab").close()
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            self._take(line)
 
     def _take(self, line: str) -> None:
         try:
             entry = json.loads(line)
-        except ValueError:
+            if entry["version"] == RESULT_VERSION:
+                self._known[entry["key"]] = DocumentResult.from_dict(entry["result"])
+        except (ValueError, RecursionError, KeyError, TypeError):
             return
-        if isinstance(entry, dict) and entry.get("version") == RESULT_VERSION:
-            self._known[entry["key"]] = entry["result"]
 
     def get(self, key: str) -> DocumentResult | None:
         """The result under a key, if an earlier run finished it."""
-        found = self._known.get(key)
-        return None if found is None else DocumentResult.from_dict(found)
+        return self._known.get(key)
 
     def add(self, key: str, result: DocumentResult) -> None:
         """Append a result; it is on disk when this returns."""
         if self._path is None:
             return
         entry = {"version": RESULT_VERSION, "key": key, "result": asdict(result)}
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a+b") as file:
             if file.tell() and not _ends_a_line(file):
                 file.write(b"\n")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from dataclasses import replace
+from statistics import mean
 from typing import TYPE_CHECKING, Any, cast
 
 from app.commands.arguments import a_path, count, no_folder, positive, readable
@@ -170,7 +172,9 @@ def run(args: argparse.Namespace) -> int:
 
     paths = data_paths(data_dir(args)).make()
     settings = _settings(args)
+    _check_log(args)
     documents = read_question_set(args.data, args.documents, args.questions)
+    log = ResultLog(args.log)  # now, as one that cannot be kept would end a long run
     model = load(args.model or default_model(), args.weights, paths)
     if not args.scorers:
         settings = replace(settings, scorers=(default_scorer(model.name, paths.models / "heads"),))
@@ -184,15 +188,24 @@ def run(args: argparse.Namespace) -> int:
         documents,
         settings,
         make,
-        log=ResultLog(args.log),
+        log=log,
         on_document=lambda number, outcome: _tell(number, len(documents), outcome),
     )
+    _tell_least(settings.least_tokens, results)
     report = make_report(model.name, settings, results, refused)
     if args.json:
         print_json(report)
     else:
         _print_table(report)
     return 0
+
+
+def _check_log(args: argparse.Namespace) -> None:
+    """Raise InvalidSetting if results would be appended to the question set."""
+    from engine.errors import InvalidSetting
+
+    if args.log and args.log.exists() and args.data.exists() and args.log.samefile(args.data):
+        raise InvalidSetting(f"--log names the question set itself, {args.data}.", "Name another.")
 
 
 def _settings(args: argparse.Namespace) -> EvalSettings:
@@ -258,6 +271,20 @@ def _tell(number: int, n_documents: int, outcome: DocumentResult | Refused) -> N
     say(f"{place}: {outcome.n_tokens} tokens, {asked}, {seconds:.1f} s")
 
 
+def _tell_least(least: int, results: Sequence[DocumentResult]) -> None:
+    """Say once where more is kept than was asked for, as `least` entries a head always stay."""
+    held: dict[float, list[float]] = {}
+    for result in results:
+        for row in result.rows:
+            if round(row.kept * result.n_tokens) < least and row.kept_tokens <= least:
+                held.setdefault(row.kept, []).append(row.kept_tokens / result.n_tokens)
+    if held:
+        rows = (
+            f"rows of {kept:g} hold {mean(held[kept]):.3f} of the tokens" for kept in sorted(held)
+        )
+        say(f"At least {least} entries a head always stay: {', '.join(rows)}.")
+
+
 def _print_table(report: dict[str, Any]) -> None:
     how = "read in chunks" if report["chunked"] else "pruned when read"
     if report["read_twice"]:
@@ -289,7 +316,10 @@ def _padded(text: str, width: int) -> str:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise argparse.ArgumentTypeError(f"{text!r} names nothing")
+    return names
 
 
 def _shares(text: str) -> tuple[float, ...]:

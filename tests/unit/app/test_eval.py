@@ -103,6 +103,53 @@ def test_a_log_spares_the_second_run_the_reading(
     assert evaluated(capsys, data, *log)[:2] == (0, first)
 
 
+@pytest.mark.parametrize("flag", ["--scorers", "--kv-bits", "--kept"])
+@pytest.mark.parametrize("empty", [",", "", " , "])
+def test_an_empty_list_is_refused_not_taken_for_the_default(
+    flag: str, empty: str, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        evaluated(capsys, data, flag, empty)
+    assert stopped.value.code == 2 and flag in capsys.readouterr().err
+
+
+def test_a_log_that_cannot_be_kept_is_refused_before_the_model_is_loaded(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unwanted(*arguments: Any, **how: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("engine.loader.load_model", unwanted)
+    before = data.read_bytes()
+    (tmp_path / "link.jsonl").symlink_to(data)
+    for log, said in (
+        (data, "the question set itself"),
+        (tmp_path / "link.jsonl", "the question set itself"),
+        (data / "log.jsonl", "not a directory"),
+    ):
+        code, _, err = evaluated(capsys, data, "--log", str(log))
+        assert code == 2 and said in err
+        assert "Traceback" not in err and data.read_bytes() == before
+
+
+def test_what_is_kept_above_a_share_is_said_once(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--scorers", "keydiff,recency", "--no-generate", "--kv-bits", "16,k8v4"]
+    code, out, err = evaluated(capsys, data, *flags, "--kept", "0.9,0.01,0.02", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    kept = {row["kept_tokens"] for row in found["rows"] if row["kept"] < 0.9}
+    assert kept == {21}
+    (said,) = (line for line in err.splitlines() if "always stay" in line)
+    share = 21 / found["n_tokens"]  # both documents are of one length
+    assert said == (
+        "At least 21 entries a head always stay: "
+        f"rows of 0.01 hold {share:.3f} of the tokens, rows of 0.02 hold {share:.3f} of the tokens."
+    )
+    assert "always stay" not in evaluated(capsys, data, *flags, "--json")[2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -356,6 +357,34 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) == 5
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"version": 1}',
+        '{"version": 1, "key": "k"}',
+        '{"version": 1, "key": ["k"], "result": {}}',
+        '{"version": 1, "key": "KEY", "result": {"name": "a"}}',
+        '{"version": 1, "key": "KEY", "result": {"full": null, "rows": [3]}}',
+        "[" * 100_000,
+    ],
+)
+def test_a_line_of_a_log_that_is_no_result_is_passed_over(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "run.jsonl"
+    first, _ = measured(SETTINGS, documents=DOCUMENTS[:1], log=ResultLog(path))
+    entry = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(line.replace("KEY", entry["key"]) + "\n", encoding="utf-8")
+    (again,), _ = measured(SETTINGS, documents=DOCUMENTS[:1], log=ResultLog(path))
+    assert [row.nll for row in again.rows] == [row.nll for row in first[0].rows]
+    assert len(path.read_text(encoding="utf-8").splitlines()) == 2
+
+
+def test_a_log_that_cannot_be_written_is_found_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path, tmp_path / "file" / "run.jsonl"):
+        with pytest.raises(OSError, match="directory"):
+            ResultLog(path)
+
+
 def test_a_log_knows_how_a_scorer_shares_the_budget(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
 
@@ -460,6 +489,7 @@ def test_without_a_full_reading_a_long_document_is_read_in_chunks() -> None:
     [
         ({"scorers": ()}, InvalidSetting),
         ({"kept": (0.5, 0.0)}, InvalidSetting),
+        ({"kv_bits": ()}, InvalidSetting),
         ({"kept": (1.5,)}, InvalidSetting),
         ({"full": False}, InvalidSetting),
         ({"positions": "shared"}, InvalidSetting),
