@@ -4,9 +4,9 @@ A document is read once in chunks. After each chunk, while it is still whole, th
 repeat it (labels `kvzip`, `kvzip_plus`); after the last, with nothing evicted, questions about the
 document are sent with their answers (labels `questions`, and `cis` for Locret). When told, the
 model asks itself about a document that comes without questions or is cut short (heads.self_asked).
-Forward passes only. A second round is read on-policy: with eviction by trained heads, one budget
-over all of them and nothing but sinks held, so that the hidden states are much like those that
-heads will see at work; labels then come from the first round.
+Forward passes only. A second round is read on-policy: with eviction by trained heads, the budget
+shared out as suits their kind and nothing but sinks held, so that the hidden states are much like
+those that heads will see at work; labels then come from the first round.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from engine.cache import DocCache
 from engine.errors import ScorerUnavailable
-from engine.eviction import EvictionConfig
+from engine.eviction import Allocation, EvictionConfig
 from engine.prefill import PrefillConfig, prefill
 from engine.scorers.recency import RecencyScorer
 from engine.scoring import LayerStep, Scorer
@@ -32,6 +32,7 @@ from heads.labels import Kind, Labels, Probe, measure
 from heads.layout import Layout, plain_ids
 from heads.question_set import QuestionedDocument
 from heads.replay import replay_ids
+from heads.retaining import HeadScorer, head_digest
 from heads.self_asked import self_asked
 from heads.tensor_file import write_tensors
 
@@ -144,7 +145,8 @@ def record(
         probe = Probe(replay_ids(layout, ids, prefix.n_header, first, cache.n_seen, closing))
         replays.append(_measured(model, cache, grams, [probe], first, prefix.n_header, kinds))
 
-    config = PrefillConfig(settings.chunk_tokens, _eviction(settings, len(ids)))
+    eviction = _eviction(settings, len(ids), recorder.inner.allocation)
+    config = PrefillConfig(settings.chunk_tokens, eviction)
     cache = prefill(
         model,
         ids,
@@ -172,12 +174,12 @@ def record(
     return Recording(recorder.hidden(), halves, prefix.n_header, seconds)
 
 
-def _eviction(settings: RecordSettings, n_tokens: int) -> EvictionConfig:
+def _eviction(settings: RecordSettings, n_tokens: int, allocation: Allocation) -> EvictionConfig:
     if settings.kept is None:
         return EvictionConfig(budget_tokens=None, positions="original")
     budget = max(round(settings.kept * n_tokens), 64)
     return EvictionConfig(
-        budget, "global", sink_tokens=4, stabilizer_tokens=0, local_tokens=0, positions="original"
+        budget, allocation, sink_tokens=4, stabilizer_tokens=0, local_tokens=0, positions="original"
     )
 
 
@@ -221,6 +223,15 @@ def _spread(items: Sequence[Any], n: int) -> list[Any]:
     if len(items) <= n:
         return list(items)
     return [items[i * len(items) // n] for i in range(n)]
+
+
+def evictor_of(scorer: HeadScorer) -> str:
+    """Who evicts and how, as recording_path has it.
+
+    One budget over all heads goes unnamed: recordings of before there was another rule stay valid.
+    """
+    who = head_digest(scorer.head)
+    return who if scorer.allocation == "global" else f"{who}:{scorer.allocation}"
 
 
 def recording_path(

@@ -29,6 +29,7 @@ from heads.lessons import is_held_out
 from heads.question_set import QuestionedDocument
 from heads.recordings import (
     RecordSettings,
+    evictor_of,
     load_recording,
     record,
     recording_path,
@@ -123,8 +124,8 @@ class _Run:
         if number > 0:
             assert head is not None
             how = replace(how, kept=self.settings.kept, replay=False, kinds=())
-            evictor, said = head_digest(head), "on-policy, "
-            scorer = HeadScorer(head, card, evictor)
+            scorer = HeadScorer(head, card, head_digest(head))
+            evictor, said = evictor_of(scorer), "on-policy, "
         if is_first_process():
             what = f"reading {said}{len(self.documents)} documents"
             self.say(f"Round {number + 1} of {self.settings.rounds}: {what}.")

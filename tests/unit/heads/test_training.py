@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from engine.errors import InvalidSetting, ScorerUnavailable
+from engine.prefill import prefill
 from heads import training
 from heads.answer_fit import AnswerFitSettings
 from heads.labels import KINDS, output_grams
@@ -43,6 +44,7 @@ from tests.unit.heads.number_layout import CLOSING, HEADER, NumberLayout, Number
 
 READ = RecordSettings(chunk_tokens=64)
 FIT = FitSettings(width=4, epochs=1.0, batch_tokens=64)
+LOCRET = FitSettings("locret", "cis", "locret", 8, 1.0, batch_tokens=64)
 SETTINGS = TrainSettings(READ, FIT, rounds=2, kept=0.5)
 LAYOUT: Any = NumberLayout()
 DOCUMENTS = [document(n, n) for n in (150, 170, 190)]
@@ -481,11 +483,44 @@ def test_the_card_says_what_was_measured(tmp_path: Path) -> None:
 
 def test_locret_is_trained_on_its_own_label(tmp_path: Path) -> None:
     model: Any = tiny_model()
-    fitting = FitSettings("locret", "cis", "locret", 8, 1.0, batch_tokens=64)
-    trained(tmp_path, replace(SETTINGS, fitting=fitting, rounds=1))
+    trained(tmp_path, replace(SETTINGS, fitting=LOCRET, rounds=1))
     found = load_heads(tmp_path / "out.safetensors", model)
     assert found.name == "locret" and found.profile is None
     assert "cis" in KINDS
+
+
+@pytest.mark.parametrize(("fitting", "allocation"), [(FIT, "global"), (LOCRET, "uniform")])
+def test_heads_evict_on_policy_as_they_will_at_work(
+    fitting: FitSettings, allocation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int | None, str]] = []
+
+    def watched(model: Any, ids: Any, config: Any, scorer: Any, **how: Any) -> Any:
+        seen.append((config.eviction.budget_tokens, config.eviction.allocation))
+        return prefill(model, ids, config, scorer, **how)
+
+    monkeypatch.setattr("heads.recordings.prefill", watched)
+    trained(tmp_path, replace(SETTINGS, fitting=fitting))
+    assert [how for budget, how in seen if budget is not None] == [allocation] * 3
+
+
+@pytest.mark.parametrize(("fitting", "found"), [(FIT, True), (LOCRET, False)])
+def test_readings_on_policy_by_another_rule_are_not_taken_for_those_of_today(
+    fitting: FitSettings, found: bool, tmp_path: Path
+) -> None:
+    model: Any = tiny_model()
+    settings = replace(SETTINGS, fitting=fitting)
+    first, _ = trained(tmp_path, replace(settings, rounds=1))
+    trained(tmp_path, settings)
+    whole = replace(READ, kinds=kinds_for(fitting.label))
+    pruned = replace(READ, kept=settings.kept, replay=False, kinds=())
+    # Named as before the rule was a part of it, when every kind shared one budget.
+    before = [
+        recording_path(tmp_path, model, LAYOUT, DOCUMENTS[0], how, who).exists()
+        for how, who in ((whole, ""), (pruned, head_digest(first)))
+    ]
+    assert before == [True, found]
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2 * 3 + 2 + 1
 
 
 def test_a_fit_that_was_there_counts_in_the_cost(
