@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from app.commands.arguments import a_path
+from app.commands.arguments import a_path, no_folder
 from app.commands.common import add_json, print_json
 from app.desk import words
 
@@ -44,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="qmsum: leave out meetings that L-Eval in this folder holds too",
     )
-    parser.add_argument("--out", type=a_path, required=True, metavar="FILE", help="what to write")
+    parser.add_argument(
+        "--out", type=no_folder, required=True, metavar="FILE", help="what to write"
+    )
     add_json(parser)
 
 

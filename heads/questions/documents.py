@@ -110,11 +110,15 @@ def choose(
 
     min_tokens, max_tokens  in characters / 4, both included
     Returns                 in the order given, also after sampling
-    Raises                  BadRequest for a number below 1; NothingLeft if no document remains
+    Raises                  BadRequest for a number below 1, a bound below 0 or bounds that cross;
+                            NothingLeft if no document remains
     """
     for name, value in (("documents", n_documents), ("per-document", per_document)):
         if value is not None and value < 1:
             raise BadRequest(f"{name} {value} is below 1.")
+    for name, bound in (("min-tokens", min_tokens), ("max-tokens", max_tokens)):
+        if bound is not None and bound < 0:
+            raise BadRequest(f"{name} {bound} is below 0.")
     low, high = min_tokens or 0, float("inf") if max_tokens is None else max_tokens
     if low > high:
         raise BadRequest(f"min-tokens {low} is above max-tokens {high}.")
@@ -140,6 +144,8 @@ def write_set(documents: Iterable[QuestionedDocument], path: Path) -> None:
     """Write a set, whole or not at all; raises OutputUnwritable, or SourceMalformed for a text
     that is none.
     """
+    if path.is_dir():
+        raise OutputUnwritable(f"{path} is a folder.", "Name a file with --out.")
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with aside.open("wb") as file:
@@ -194,7 +200,9 @@ def read_json(path: Path) -> Any:
     """A JSON file; raises SourceMissing or SourceMalformed."""
     try:
         return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+    except RecursionError as error:
+        raise SourceMalformed(f"{path} is nested too deeply to be read.") from error
+    except ValueError as error:
         raise SourceMalformed(f"{path} is not JSON: {error}.") from error
 
 
@@ -206,11 +214,27 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
             continue
         try:
             value = json.loads(line)
-        except json.JSONDecodeError as error:
+        except RecursionError as error:
+            raise SourceMalformed(f"Line {number} of {path} is nested too deeply.") from error
+        except ValueError as error:
             raise SourceMalformed(f"Line {number} of {path} is not JSON: {error}.") from error
         if not isinstance(value, dict):
             raise SourceMalformed(f"Line {number} of {path} is not an object.")
         yield value
+
+
+def a_text(value: Any) -> str:
+    """The value if it is a text; raises TypeError."""
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} where a text belongs")
+    return value
+
+
+def list_of_texts(value: Any) -> list[str]:
+    """The value if it is a list of texts, which a text alone is not; raises TypeError."""
+    if not isinstance(value, list):
+        raise TypeError(f"{type(value).__name__} where a list of texts belongs")
+    return [a_text(item) for item in value]
 
 
 def _sample(items: Sequence[_T], n: int | None, seed: str) -> Sequence[_T]:

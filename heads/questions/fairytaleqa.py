@@ -49,7 +49,10 @@ def _tale(folder: Path, part: str, name: str) -> QuestionedDocument:
 
 def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     reader = csv.DictReader(read_text(path).splitlines(keepends=True))
-    missing = [name for name in columns if name not in (reader.fieldnames or ())]
-    if missing:
-        raise SourceMalformed(f"{path} has no column {missing[0]!r}.")
-    return [{key: value or "" for key, value in row.items() if key} for row in reader]
+    try:
+        missing = [name for name in columns if name not in (reader.fieldnames or ())]
+        if missing:
+            raise SourceMalformed(f"{path} has no column {missing[0]!r}.")
+        return [{key: value or "" for key, value in row.items() if key} for row in reader]
+    except csv.Error as error:
+        raise SourceMalformed(f"{path} is not a table: {error}.") from error

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from heads.question_set import QuestionedDocument
 from heads.questions.documents import (
+    a_text,
     check_folder,
     check_part,
+    list_of_texts,
     make_questions,
     merge_same_context,
     read_json_lines,
@@ -55,7 +57,8 @@ def task_file(folder: Path, task: str) -> Path:
 def _rows(path: Path, task: str) -> Iterator[QuestionedDocument]:
     for number, row in enumerate(read_json_lines(path), 1):
         try:
-            context, asked, answers = row["input"], row["instructions"], row["outputs"]
+            context = a_text(row["input"])
+            asked, answers = list_of_texts(row["instructions"]), list_of_texts(row["outputs"])
             pairs = list(zip(asked, answers, strict=True))
         except (KeyError, TypeError, ValueError) as error:
             raise SourceMalformed(

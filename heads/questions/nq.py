@@ -9,7 +9,9 @@ from pathlib import Path
 from heads.question_set import QuestionedDocument
 from heads.questions.documents import (
     Count,
+    a_text,
     estimate_tokens,
+    list_of_texts,
     make_questions,
     read_json_lines,
     words_of,
@@ -96,8 +98,8 @@ def _rows(path: Path) -> list[_Row]:
             gold = next(passage for passage in raw["ctxs"] if passage.get("isgold", True))
             row = _Row(
                 question=raw["question"].strip().rstrip("?"),
-                answers=tuple(raw["answers"]),
-                title=gold["title"],
+                answers=tuple(list_of_texts(raw["answers"])),
+                title=a_text(gold["title"]),
                 passage=gold["text"].strip(),
             )
         except (KeyError, TypeError, AttributeError, StopIteration) as error:

@@ -33,6 +33,8 @@ DOCUMENTS = 20
 MIN_TOKENS = 512
 # A pair is some 65 tokens and cannot be cut; the common words alone are some 450 tokens.
 MIN_TOKENS_OF = {"pairs": 2048, "common": 1024}
+ONE_QUESTION = ("passkey", "single", "common")
+WITHOUT_FILLER = ("pairs", "common")  # their whole text is what is asked about
 N_NEEDLES = 8
 N_VALUES = 4
 N_HOPS = 4
@@ -176,9 +178,8 @@ def build(
 
     task          one of TASKS, the first if None
     tokens        length of each, met within 5 %
-    per_document  questions, None for the task's own number; `single`, `passkey` and `common`
-                  have one
-    book          text to hide facts in; plain built-in sentences if None
+    per_document  questions, None for the task's own number; not for ONE_QUESTION
+    book          text to hide facts in, plain built-in sentences if None; not for WITHOUT_FILLER
     Raises        UnknownPart, BadRequest
     """
     task = check_part("synthetic", task, TASKS)
@@ -190,6 +191,10 @@ def build(
     for name, value in (("documents", n_documents), ("per-document", per_document)):
         if value is not None and value < 1:
             raise BadRequest(f"{name} {value} is below 1.")
+    if per_document is not None and task in ONE_QUESTION:
+        raise BadRequest(f"{task} has one question a document.", "Leave out --per-document.")
+    if book is not None and task in WITHOUT_FILLER:
+        raise BadRequest(f"{task} hides nothing in a text.", "Leave out --source.")
     made = []
     for number in range(n_documents):
         name = f"{task}-{tokens}-{seed}-{number:03d}"

@@ -11,8 +11,14 @@ import pytest
 from app.cli import main
 from heads.question_set import QuestionedDocument
 from heads.questions.catalog import SETS, Request, build_set
-from heads.questions.documents import choose, make_questions
-from heads.questions.errors import BadRequest, NothingLeft, UnknownPart, UnknownSet
+from heads.questions.documents import choose, make_questions, write_set
+from heads.questions.errors import (
+    BadRequest,
+    NothingLeft,
+    OutputUnwritable,
+    UnknownPart,
+    UnknownSet,
+)
 from tests.unit.heads.question_sources import meeting, write_json_lines, write_meetings, write_tale
 
 
@@ -86,6 +92,10 @@ def test_the_file_is_the_same_each_time(tmp_path: Path, capsys: pytest.CaptureFi
         (["covidqa", "--source", "{}/broken.json"], 3, "broken.json is not JSON"),
         (["synthetic", "--tokens", "10"], 2, "below 2048"),
         (["synthetic", "--min-tokens", "99999"], 2, "99999"),
+        (["synthetic", "--min-tokens", "-5"], 2, "min-tokens -5 is below 0"),
+        (["synthetic", "--max-tokens", "-5"], 2, "max-tokens -5 is below 0"),
+        (["synthetic", "--part", "single", "--per-document", "2"], 2, "Leave out --per-document"),
+        (["synthetic", "--source", "{}/book.txt"], 2, "Leave out --source"),
     ],
 )
 def test_a_refusal_names_the_cause_and_writes_nothing(
@@ -96,6 +106,7 @@ def test_a_refusal_names_the_cause_and_writes_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "book.txt").write_text("A sentence. Another one.")
     out = tmp_path / "set.jsonl"
     filled = [argument.format(tmp_path) for argument in arguments]
     found, said, err = run(capsys, *filled, "--out", str(out))
@@ -108,6 +119,17 @@ def test_a_file_that_cannot_be_written_is_no_fault_of_ours(
 ) -> None:
     code, _, err = run(capsys, "synthetic", "--out", str(tmp_path / "no" / "set.jsonl"))
     assert code == 2 and "cannot be written" in err
+
+
+@pytest.mark.parametrize("out", [".", "/", "{}"])
+def test_a_folder_is_no_file_to_write(
+    out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(capsys, "synthetic", "--documents", "1", "--out", out.format(tmp_path))
+    assert stopped.value.code == 2 and "is a folder" in capsys.readouterr().err
+    with pytest.raises(OutputUnwritable, match="is a folder"):
+        write_set([], Path(out.format(tmp_path)))
 
 
 def test_a_text_that_cannot_be_written_is_refused_and_leaves_nothing_behind(

@@ -77,6 +77,9 @@ def test_a_tale_folder_is_refused_by_what_is_wrong_with_it(tmp_path: Path) -> No
     questions.write_text("number,answer1\n1,she\n")
     with pytest.raises(SourceMalformed, match=r"a-questions\.csv has no column 'question'"):
         fairytaleqa.build(tmp_path, "train")
+    questions.write_text(f"question\n{'x' * 200_000}\n")  # more than csv takes for a field
+    with pytest.raises(SourceMalformed, match=r"a-questions\.csv is not a table"):
+        fairytaleqa.build(tmp_path, "train")
     questions.unlink()
     with pytest.raises(SourceMissing, match=r"a-questions\.csv"):
         fairytaleqa.build(tmp_path, "train")
@@ -184,6 +187,37 @@ def test_a_task_is_refused_by_what_is_wrong_with_it(tmp_path: Path) -> None:
         leval.build(tmp_path, "quality")
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"input": None},
+        {"input": ["x"]},
+        {"outputs": [3]},
+        {"outputs": [None]},
+        {"instructions": [3]},
+        {"instructions": "Q?", "outputs": "A."},
+    ],
+)
+def test_a_row_of_a_task_that_holds_no_texts_is_refused(
+    tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    row = {"input": "x", "instructions": ["a"], "outputs": ["b"]}
+    write_json_lines(tmp_path / "Closed-ended-tasks" / "quality.jsonl", [row, {**row, **wrong}])
+    with pytest.raises(SourceMalformed, match="Row 2"):
+        leval.build(tmp_path, "quality")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5_000])
+def test_json_that_python_cannot_hold_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "Closed-ended-tasks" / "quality.jsonl"
+    path.parent.mkdir()
+    path.write_text(text)
+    with pytest.raises(SourceMalformed, match="Line 1"):
+        leval.build(tmp_path, "quality")
+    with pytest.raises(SourceMalformed, match=r"quality\.jsonl is"):
+        covidqa.build(path)
+
+
 # LooGLE, COVID-QA, XQuAD
 
 
@@ -195,7 +229,8 @@ def test_an_article_of_loogle_has_its_pairs_read_as_python(tmp_path: Path) -> No
     (only,) = loogle.build(path)
     assert only.text == "He wrote."
     assert only.questions == (Question("Who's he?", ('A "poet".',)),)
-    for bad in ("__import__('os').getcwd()", "[{'Q': 'no answer'}]", "[("):
+    deep = "[" * 100_000
+    for bad in ("__import__('os').getcwd()", "[{'Q': 'no answer'}]", "[(", "[{'Q': 3}]", deep):
         write_json_lines(path, [{"input": "x", "qa_pairs": bad}])
         with pytest.raises(SourceMalformed, match="Row 1"):
             loogle.build(path)
@@ -295,6 +330,22 @@ def test_a_passage_without_its_answer_is_not_asked_about(tmp_path: Path) -> None
         nq.build(path, 500, per_document=3)
     with pytest.raises(BadRequest, match="tokens 5 is below"):
         nq.build(path, 5, per_document=1)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"answers": [3]},
+        {"answers": "three"},
+        {"answers": None},
+        {"question": 3},
+        {"ctxs": [{"title": None, "text": "The answer is Answer0x."}]},
+    ],
+)
+def test_a_row_of_nq_that_holds_no_texts_is_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    path = write_json_lines(tmp_path / "nq.jsonl", [nq_row(1), {**nq_row(0), **wrong}])
+    with pytest.raises(SourceMalformed, match="Row 2"):
+        nq.build(path, 500, per_document=1)
 
 
 def test_the_builders_need_no_torch() -> None:

@@ -34,7 +34,8 @@ WITH_NEEDLES = ("passkey", "single", "multikey", "multivalue", "tracking")
 def only(
     task: str, tokens: int, seed: int, book: str | None = None, n: int | None = None
 ) -> QuestionedDocument:
-    (made,) = synthetic.build(task, tokens, 1, n, seed, book)
+    hidden_in = None if task in synthetic.WITHOUT_FILLER else book
+    (made,) = synthetic.build(task, tokens, 1, n, seed, hidden_in)
     return made
 
 
@@ -231,6 +232,12 @@ def test_what_cannot_be_made_is_refused() -> None:
         only("multikey", 2048, 0, n=200)
     with pytest.raises(BadRequest, match="documents 0 is below 1"):
         synthetic.build("single", n_documents=0)
+    for task in ("passkey", "single", "common"):
+        with pytest.raises(BadRequest, match=f"{task} has one question a document"):
+            synthetic.build(task, per_document=2)
+    for task in ("pairs", "common"):
+        with pytest.raises(BadRequest, match=f"{task} hides nothing in a text"):
+            synthetic.build(task, book="A sentence. Another one.")
 
 
 def test_a_question_without_an_answer_goes() -> None:
