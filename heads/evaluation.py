@@ -257,7 +257,8 @@ class _Reading:
                 f"{reserve} more inside the model's window of {window}."
             )
         rules = EvictionConfig(None, positions=settings.positions)
-        if settings.full or rules.resolve_positions(self.n_tokens, window) == "original":
+        stays = settings.full or rules.resolve_positions(self.n_tokens, window) == "original"
+        if stays and self.n_tokens <= window:  # a reading beyond it refuses by itself
             self._check_questions(window - self.n_tokens)
         if settings.read_twice and self.scorers:
             config = PrefillConfig(settings.chunk_tokens, rules)

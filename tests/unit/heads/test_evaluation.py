@@ -456,6 +456,15 @@ def test_a_question_beyond_what_was_moved_together_costs_its_own_document_alone(
     assert refused[0].name == "document 4" and "room for 3990" in refused[0].cause
 
 
+def test_a_document_beyond_the_window_at_its_own_places_is_refused_as_such() -> None:
+    settings = replace(
+        SETTINGS, scorers=("recency",), kept=(0.5,), chunked=True, full=False, positions="original"
+    )
+    results, refused = measured(settings, documents=[document(4200, 3), DOCUMENTS[1]])
+    assert [r.name for r in results] == ["document 2"]
+    assert "4203 tokens at their original positions" in refused[0].cause
+
+
 def test_a_document_without_room_to_be_repeated_is_refused_and_the_rest_measured() -> None:
     settings = replace(
         SETTINGS,
