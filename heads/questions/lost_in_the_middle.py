@@ -9,6 +9,7 @@ from pathlib import Path
 
 from heads.question_set import QuestionedDocument
 from heads.questions.documents import (
+    list_of_texts,
     make_questions,
     merge_same_context,
     read_json_lines,
@@ -59,7 +60,8 @@ def spread(n_items: int, n: int, draw: random.Random) -> list[int]:
 def _documents(path: Path, n_keys: int, seed: int) -> Iterator[QuestionedDocument]:
     for number, row in enumerate(read_json_lines(path), 1):
         try:
-            records = [(str(key), str(value)) for key, value in row["ordered_kv_records"]]
+            pairs = [list_of_texts(pair) for pair in row["ordered_kv_records"]]
+            records = [(key, value) for key, value in pairs]
         except (KeyError, TypeError, ValueError) as error:
             raise SourceMalformed(f"Row {number} of {path} has no ordered_kv_records.") from error
         draw = random.Random(f"kv:{seed}:{number}")

@@ -292,6 +292,10 @@ def test_keys_are_asked_from_every_stretch_of_the_records(tmp_path: Path) -> Non
     assert len(first_stretches) > 1
     with pytest.raises(SourceMalformed, match="Row 1"):
         lost_in_the_middle.build(write_json_lines(tmp_path / "bad.jsonl", [{"key": "x"}]))
+    for bad in ("kv", ["kv"], [["k", None]], [["k"]]):
+        row = {"ordered_kv_records": bad}
+        with pytest.raises(SourceMalformed, match="Row 1"):
+            lost_in_the_middle.build(write_json_lines(tmp_path / "bad.jsonl", [row]))
 
 
 @pytest.mark.parametrize("tokens", [150, 400, 1000])
