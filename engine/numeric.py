@@ -21,8 +21,9 @@ from kernels.linear import Format, linear, pack, seconds_per_call
 
 CACHE_NAME = "number-format.json"
 CANDIDATES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# One feed-forward matrix of the default model: [chunk_tokens, hidden] x [hidden, intermediate].
-PREFILL_SHAPE = (1024, 896, 4864)
+# One feed-forward matrix of the default model, as many rows at a time as a chunk has there
+# (engine.lean): [256, hidden] x [hidden, intermediate].
+PREFILL_SHAPE = (256, 896, 4864)
 DECODE_SHAPE = (1, 896, 4864)
 SECONDS_EACH = 0.25
 # bf16 halves the memory, so it wins unless fp32 is clearly faster.
@@ -62,7 +63,7 @@ class AnswerChoice:
 def measure_formats(seconds_each: float = SECONDS_EACH) -> dict[str, float]:
     """GFLOP/s of a matrix product in each format, at the threads torch uses now; takes a second.
 
-    Keys as in `Choice.gflops`: prefill is 1,024 rows, decode a single one.
+    Keys as in `Choice.gflops`: prefill is 256 rows, decode a single one.
     """
     shapes = {"prefill": PREFILL_SHAPE, "decode": DECODE_SHAPE}
     found = {
