@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.batch import nll_together
 from engine.eviction import EvictionConfig
 from engine.fetch import is_fetched, model_file
-from engine.generate import Sampling, generate
 from engine.gguf import converted_dir, is_complete
 from engine.loader import LoadedModel, load_model
 from engine.prefill import PrefillConfig, prefill
@@ -22,6 +22,7 @@ pytestmark = pytest.mark.weights
 
 AWKWARD = "Hello world,  it's 1234\n\n\tfoo   bar é 漢字 🙂 <|im_start|>x<|im_end|>"
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+CITIES = ("London", "Paris", "Madrid", "Rome")
 # The 1.5B model is a gigabyte to fetch: only where it is already.
 SMALL = ["smollm2-135m", "qwen2.5-coder-0.5b"]
 
@@ -43,12 +44,21 @@ def prompt_ids(model: LoadedModel) -> list[int]:
     return ids
 
 
-def answer(model: LoadedModel, n_tokens: int = 12) -> str:
+def likeliest(model: LoadedModel, cities: tuple[str, ...] = CITIES) -> str:
+    """The city that the model takes for the capital of France.
+
+    What a small model says in so many words hangs on how a processor rounds; this does not.
+    """
     ids = prompt_ids(model)
     config = PrefillConfig(64, EvictionConfig(budget_tokens=None))
     cache = prefill(model, ids[:-4], config, make_scorer("keydiff", model))
-    out = generate(model, cache.view(), ids[-4:], Sampling(max_new_tokens=n_tokens))
-    return str(model.tokenizer.decode(out.token_ids, skip_special_tokens=True))
+    answers = [
+        model.tokenizer(f"The capital of France is {city}.", add_special_tokens=False)["input_ids"]
+        for city in cities
+    ]
+    views = [cache.view() for _ in cities]
+    lost = nll_together(model, views, [ids[-4:]] * len(cities), answers)
+    return min(zip(lost, cities, strict=True))[1]
 
 
 def test_a_model_loads_as_the_registry_says(loaded: LoadedModel) -> None:
@@ -107,7 +117,7 @@ def test_a_second_load_neither_converts_nor_asks_the_network(models_dir: Path) -
 @pytest.mark.parametrize("weights", ["fp32", "bf16"])
 def test_both_plain_formats_answer(models_dir: Path, weights: str) -> None:
     model = load_model("smollm2-135m", models_dir=models_dir, weights=weights, device="cpu")
-    assert "Paris" in answer(model)
+    assert likeliest(model) == "Paris"
 
 
 @pytest.mark.parametrize("weights", ["int8", "nf4"])
@@ -118,7 +128,7 @@ def test_bitsandbytes_formats_are_smaller_and_answer(models_dir: Path, weights: 
     linear = model.model.get_submodule("model.layers.0.mlp.up_proj").weight
     plain = 4 * model.geometry.hidden_size * model.geometry.intermediate_size
     assert linear.nbytes <= plain // {"int8": 4, "nf4": 8}[weights]
-    assert "Paris" in answer(model)
+    assert likeliest(model) == "Paris"
 
 
 def test_a_gguf_path_and_a_folder_are_the_same_model(models_dir: Path) -> None:
@@ -138,7 +148,7 @@ def test_the_larger_model_answers_where_it_is(models_dir: Path) -> None:
         pytest.skip(f"needs {spec.title}: python launch.py models get {spec.name}")
     model = load_model(spec.name, models_dir=models_dir, device="cpu", download=False)
     assert model.geometry == spec.geometry
-    assert "Paris" in answer(model)
+    assert likeliest(model) == "Paris"
 
 
 def test_the_state_of_every_known_model_can_be_told(models_dir: Path) -> None:

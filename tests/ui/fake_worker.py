@@ -224,6 +224,7 @@ class FakeWorker:
             "model": "fake-0.5b",
             "fitting_pages": (1, 69) if n_tokens > 131_072 else (first, last),
             "already_read": False,
+            "begun_tokens": 0,
             "lowered": "",
             "warnings": ("Page 7 is a picture without text.",),
         }
