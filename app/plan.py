@@ -138,7 +138,7 @@ def make_plan(job: Job, paths: DataPaths, tok_s: float | None) -> Plan:
 
 
 def _begun_tokens(job: Job, paths: DataPaths) -> int:
-    """Tokens that the checkpoint of an earlier attempt holds; 0 if there is none to go on from."""
+    """Tokens of the document that an earlier attempt's checkpoint has read; 0 without one."""
     from engine import manifest
     from engine.errors import SnapshotError
 
@@ -146,7 +146,7 @@ def _begun_tokens(job: Job, paths: DataPaths) -> int:
     if not partial.exists():
         return 0
     try:
-        return int(manifest.read(partial)["n_seen"])
+        return max(int(manifest.read(partial)["n_seen"]) - job.prefix.n_header, 0)
     except SnapshotError:
         return 0  # which is said when it is to be taken up
 
