@@ -11,20 +11,22 @@ import kernels
 from engine.cache import DocCache, LayerCache
 from engine.places import Places
 from engine.rotary import Rotary
+from kernels import TurnedEntries
 
 
 @dataclass(frozen=True)
 class ReadLayer:
     """A layer as attention reads it: keys rotated, everything in the computing dtype.
 
-    keys, values  one tensor [n_heads, length, head_dim] per run of neighbouring heads of one
-                  length, so that an even layer is a single dense attention
-    start         [n_kv_heads, 1] rotary position of the first token after the entries
+    entries  None if there are none: every head of a model keeps its sinks, so heads are empty all
+             together or not at all
+    start    [n_kv_heads, 1] rotary position of the first token after the entries
+    empty    [0, head_dim] in the computing dtype, a head's keys or values where there are none
     """
 
-    keys: list[Tensor]
-    values: list[Tensor]
+    entries: TurnedEntries | None
     start: Tensor
+    empty: Tensor
 
     @classmethod
     def of(cls, cache: DocCache, layer: LayerCache, places: Places | None = None) -> ReadLayer:
@@ -33,59 +35,48 @@ class ReadLayer:
         places  of the cache, where several layers are read
         """
         places = places or Places(cache)
-        keys, values = [], []
-        for first, n_heads, _ in _even_runs(layer.lengths):
-            k = layer.keys.block(first, n_heads, cache.compute_dtype)
-            heads = range(first, first + n_heads)
-            at = torch.stack([places.of_head(layer, head) for head in heads])
-            keys.append(cache.rotary.look_up(k, at, *places.turns))
-            values.append(layer.values.block(first, n_heads, cache.compute_dtype))
-        return cls(keys, values, places.starts(layer))
+        dtype, head_dim = cache.compute_dtype, layer.keys.fine.shape[1]
+        device = layer.positions.device
+        empty = torch.empty(0, head_dim, dtype=dtype, device=device)
+        if not layer.offsets[-1]:
+            return cls(None, places.starts(layer), empty)
+        entries = TurnedEntries.room(layer.lengths, head_dim, dtype, device)
+        for head in range(len(layer.lengths)):
+            keys = layer.keys.floats(head, dtype)
+            turned = cache.rotary.look_up(keys, places.of_head(layer, head), *places.turns)
+            entries.lay(head, turned, layer.values.floats(head, dtype))
+        return cls(entries, places.starts(layer), empty)
 
     def attend(self, packed_q: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
         """packed_q [n_kv_heads, group * n, head_dim], rotated -> output and log-sum-exp.
 
-        None if there is nothing to attend to. Every head of a model keeps its sinks, so heads
-        are empty all together or not at all.
+        None if there is nothing to attend to.
         """
-        if self.keys[0].shape[1] == 0:
+        if self.entries is None:
             return None
-        first, parts = 0, []
-        for k, v in zip(self.keys, self.values, strict=True):
-            parts.append(kernels.attend(packed_q[first : first + len(k)], k, v, scale))
-            first += len(k)
-        if len(parts) == 1:
-            return parts[0]
-        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+        return kernels.attend_turned(packed_q, self.entries, scale)
 
     def flat(self, offsets: tuple[int, ...]) -> kernels.History | None:
         """Head after head in flat tensors; None if there is nothing."""
         if not offsets[-1]:
             return None
-        keys, values = (
-            torch.cat([block.flatten(0, 1) for block in side]) for side in (self.keys, self.values)
-        )
+        keys, values = (torch.cat([x[0] for x in s]) for s in (self.heads(), self.value_heads()))
         where = torch.tensor(offsets, dtype=torch.int32, device=keys.device)
         return kernels.History(keys, values, where)
 
     def heads(self) -> list[Tensor]:
-        """The rotated keys of each KV head: [1, length, head_dim]."""
-        return [k for block in self.keys for k in block.split(1)]
+        """The rotated keys of each KV head, copied: [1, length, head_dim]."""
+        n_heads = len(self.start)
+        if self.entries is None:
+            return [self.empty[None]] * n_heads
+        return [self.entries.keys(head)[None] for head in range(n_heads)]
 
     def value_heads(self) -> list[Tensor]:
-        """The values of each KV head: [1, length, head_dim]."""
-        return [v for block in self.values for v in block.split(1)]
-
-
-def _even_runs(lengths: list[int]) -> list[tuple[int, int, int]]:
-    """(first head, number of heads, their length) for each run of equal neighbours."""
-    runs: list[tuple[int, int, int]] = []
-    for head, length in enumerate(lengths):
-        if runs and runs[-1][2] == length:
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1, length)
-        else:
-            runs.append((head, 1, length))
-    return runs
+        """The values of each KV head, copied: [1, length, head_dim]."""
+        n_heads = len(self.start)
+        if self.entries is None:
+            return [self.empty[None]] * n_heads
+        return [self.entries.values(head)[None] for head in range(n_heads)]
 
 
 def pack(q: Tensor, n_kv_heads: int) -> Tensor:

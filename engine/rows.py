@@ -63,18 +63,9 @@ class Rows:
 
     def floats(self, head: int, dtype: torch.dtype) -> Tensor:
         """One head's rows, codes decoded: [length, head_dim]."""
-        return self.block(head, 1, dtype)[0]
-
-    def block(self, first: int, n_heads: int, dtype: torch.dtype) -> Tensor:
-        """Neighbouring heads of one length: [n_heads, length, head_dim]."""
-        shape = (n_heads, self._length(first), self.fine.shape[1])
         if self.codes is None:
-            rows = self.fine[self.offsets[first] : self.offsets[first + n_heads]].to(dtype)
-            return rows.reshape(shape)
-        found = self.fine.new_empty(shape, dtype=dtype)
-        for head, place in enumerate(found, first):
-            self._write(head, range(len(place)), place)
-        return found
+            return self.fine[self.offsets[head] : self.offsets[head + 1]].to(dtype)
+        return self.stretch(head, range(self._length(head)), dtype)
 
     def stretch(self, head: int, rows: range, dtype: torch.dtype) -> Tensor:
         """Some neighbouring rows of a head, codes decoded: [len(rows), head_dim]."""

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from kernels import chunk, cpu, cpu_selection, ragged, reference, retaining, selection
+from kernels import chunk, cpu, cpu_selection, ragged, reference, retaining, selection, turned
 from kernels import quantise as codes_of_rows
 from kernels.choice import backend_of
 from kernels.chunk import History
@@ -20,14 +20,17 @@ from kernels.quantise import Codes
 from kernels.ragged import RaggedEntries
 from kernels.reference import attend_up_to, key_mass, merge
 from kernels.selection import LayerRows
+from kernels.turned import TurnedEntries
 
 __all__ = [
     "History",
     "RaggedEntries",
+    "TurnedEntries",
     "attend",
     "attend_causal",
     "attend_chunk",
     "attend_ragged",
+    "attend_turned",
     "attend_up_to",
     "backend_for",
     "compact",
@@ -98,6 +101,12 @@ def attend_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor
     """
     module = cpu if backend_for(q) == "cpu" else reference
     return module.attend_causal(q, k, v, scale)
+
+
+def attend_turned(q: Tensor, entries: TurnedEntries, scale: float) -> tuple[Tensor, Tensor]:
+    """Queries over the entries of ragged heads whose keys are turned already (kernels.turned)."""
+    module = cpu if backend_for(q) == "cpu" else turned
+    return module.attend_turned(q, entries, scale)
 
 
 def attend_ragged(

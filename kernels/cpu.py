@@ -9,30 +9,27 @@ group into rows instead, so that one key-value head is one dense attention.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from kernels import products
 from kernels.choice import products_win
 from kernels.reference import merge
+from kernels.turned import TurnedEntries
 
 LONG = 512  # queries from which matrix products pay
-LONGEST_SHORT_QUERY = 64  # rows: a token's query group, or a few tokens'
-SHORTEST_STRETCH = 512
+FEW_ROWS = 512  # a token's query group, or a few tokens': so many attend to all heads at once
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """See kernels.reference.attend; q, k, v [n_heads, n, head_dim], one dtype.
-
-    aten gives one head's few queries to one thread. So for short queries the keys are cut into
-    stretches that look like heads, and joined by log-sum-exp (flash-decoding).
-    """
+    """See kernels.reference.attend; q, k, v [n_heads, n, head_dim], one dtype."""
     if k.shape[1] > 0 and _by_products(q):
         found = products.attend(q, k, v, scale)
         if found is not None:
             return found
-    n = _stretches(len(q), q.shape[1], k.shape[1])
-    return _fused(q, k, v, scale) if n == 1 else _in_stretches(q, k, v, scale, n)
+    return _fused(q, k, v, scale)
 
 
 def _by_products(q: Tensor) -> bool:
@@ -41,27 +38,42 @@ def _by_products(q: Tensor) -> bool:
     return long and not (torch.is_grad_enabled() and q.requires_grad) and products_win()
 
 
-def _stretches(n_heads: int, n_q: int, n_k: int) -> int:
-    """Into how many stretches the keys of a head are cut."""
-    if n_q > LONGEST_SHORT_QUERY or torch.get_num_threads() == 1:
-        return 1
-    wanted = 2 * torch.get_num_threads() // n_heads
-    return max(1, min(wanted, n_k // SHORTEST_STRETCH))
+def attend_turned(q: Tensor, entries: TurnedEntries, scale: float) -> tuple[Tensor, Tensor]:
+    """See kernels.turned.attend_turned; one dtype.
+
+    aten gives one head's few queries to one thread, and heads of one length only to several. Many
+    queries keep the threads busy a head at a time, and are not worth joining.
+    """
+    if q.shape[1] <= FEW_ROWS:
+        return _over_parts(q, entries, scale)
+    outs, sums = torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.float32)
+    for head, rows in enumerate(q.split(1)):
+        found = [attend(rows, k[None], v[None], scale) for k, v in entries.pieces(head)]
+        outs[head], sums[head] = (x[0] for x in functools.reduce(_merged, found))
+    return outs, sums
 
 
-def _in_stretches(q: Tensor, k: Tensor, v: Tensor, scale: float, n: int) -> tuple[Tensor, Tensor]:
-    heads, n_k, dim = k.shape
-    length = n_k // n
-    cut_k, cut_v = (x[:, : n * length].reshape(heads * n, length, dim) for x in (k, v))
-    outs, sums = _fused(q.repeat_interleave(n, dim=0), cut_k, cut_v, scale)
-    outs, sums = outs.unflatten(0, (heads, n)), sums.unflatten(0, (heads, n))
-    lse = sums.logsumexp(1)
-    weights = (sums - lse[:, None]).exp()[..., None]
-    out = (outs.float() * weights).sum(1).to(q.dtype)
-    if n * length == n_k:
-        return out, lse
-    rest_k, rest_v = (x[:, n * length :] for x in (k, v))
-    return merge(out, lse, *_fused(q, rest_k, rest_v, scale))
+def _merged(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return merge(*a, *b)
+
+
+def _over_parts(q: Tensor, entries: TurnedEntries, scale: float) -> tuple[Tensor, Tensor]:
+    """All parts of all heads at once, then joined a head."""
+    mask = entries.unseen.expand(-1, -1, q.shape[1], -1)
+    outs, sums = _fused(q, *entries.rest, scale, mask)
+    if len(entries.head_of):
+        whole = _fused(q.index_select(0, entries.head_of), *entries.whole, scale)
+        outs, sums = torch.cat([whole[0], outs]), torch.cat([whole[1], sums])
+    if len(sums) == len(q):
+        return outs, sums
+    # [n_heads, n_parts, rows]; of another head's parts nothing counts.
+    logits = sums + entries.belongs.log()[..., None]
+    parts = logits.softmax(1)
+    # The largest part is exp(its logit - log-sum-exp), and never too small to take its logarithm.
+    lse = logits.amax(1) - parts.amax(1).log()
+    weighed = outs.float() * parts.sum(0)[..., None]
+    out = torch.mm(entries.belongs, weighed.flatten(1)).view(q.shape)
+    return out.to(q.dtype), lse
 
 
 def attend_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -78,8 +90,10 @@ def attend_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor
     return out.flatten(0, 1), lse.flatten(0, 1).float()
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _fused(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        q[None], k[None], v[None], 0.0, False, attn_mask=None, scale=scale
+        q[None], k[None], v[None], 0.0, False, attn_mask=mask, scale=scale
     )
     return out[0], lse[0].float()

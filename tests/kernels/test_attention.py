@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import kernels
-from kernels import cpu, reference
+from kernels import reference
 
 SIZES = [(1, 1), (1, 257), (7, 63), (63, 257), (257, 1)]
 
@@ -116,29 +116,3 @@ def test_the_backend_can_be_forced_and_is_named() -> None:
     assert "log-sum-exp" in kernels.describe("cpu")
     if not torch.cuda.is_available():
         assert "reference" in kernels.describe("cuda")
-
-
-@pytest.mark.parametrize(("n_heads", "n_q", "n_k"), [(1, 7, 5200), (2, 7, 3001), (1, 64, 1024)])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_short_queries_over_many_keys_are_cut_and_joined(
-    n_heads: int, n_q: int, n_k: int, dtype: torch.dtype, tolerance: float,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    assert cpu._stretches(n_heads, n_q, n_k) > 1
-    q, k, v = (
-        torch.randn(n_heads, n, 64, generator=torch.Generator().manual_seed(n)).to(dtype)
-        for n in (n_q, n_k, n_k + 1)
-    )
-    out, lse = cpu.attend(q, k, v[:, 1:], 0.3)
-    expected, expected_lse = reference.attend(q, k, v[:, 1:], 0.3)
-    torch.testing.assert_close(out, expected, atol=tolerance, rtol=tolerance)
-    torch.testing.assert_close(lse, expected_lse, atol=tolerance, rtol=tolerance)
-
-
-def test_long_queries_and_few_keys_are_left_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    for n_heads, n_q, n_k in ((1, 65, 9000), (1, 7, 900), (8, 7, 9000)):
-        assert cpu._stretches(n_heads, n_q, n_k) == 1
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    assert cpu._stretches(1, 7, 9000) == 1
