@@ -19,7 +19,7 @@ import kernels
 from app.benchmarks.errors import ParityRed
 from app.benchmarks.figures import figure
 from kernels import quantise as codes_of_rows
-from kernels import reference, retaining, selection
+from kernels import reference, retaining, selection, turned
 
 if TYPE_CHECKING:
     from engine.decoding import DecoderChoice
@@ -106,7 +106,19 @@ def _kernels(model: LoadedModel) -> float:
         ("attend_causal", (many, long_k[:, :N_LONG], long_v[:, :N_LONG], scale)),
     ):
         pairs.append((getattr(kernels, name)(*given), getattr(reference, name)(*given)))
+    pairs.append(_turned(many[:, :7], long_k, long_v, scale))
     return _worst([difference(a, b) for f, p in pairs for a, b in zip(f, p, strict=True)])
+
+
+def _turned(
+    q: Tensor, k: Tensor, v: Tensor, scale: float
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Few queries over heads of uneven length that lie in parts, fast and plain."""
+    lengths = [k.shape[1], 37, 1]
+    entries = kernels.TurnedEntries.room(lengths, k.shape[2], k.dtype, k.device)
+    for head, n in enumerate(lengths):
+        entries.lay(head, k[head, :n], v[head, :n])
+    return kernels.attend_turned(q, entries, scale), turned.attend_turned(q, entries, scale)
 
 
 def _stored(model: LoadedModel) -> float:

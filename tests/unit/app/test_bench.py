@@ -252,6 +252,7 @@ def test_fewer_bits_make_smaller_snapshots(capsys: pytest.CaptureFixture[str]) -
 BREAKS = {
     "a kernel": "kernels.cpu.attend",
     "a kernel over the chunk": "kernels.cpu.attend_causal",
+    "a kernel over turned entries": "kernels.cpu.attend_turned",
 }
 
 
@@ -306,9 +307,9 @@ def test_attention_over_codes_is_held_against_the_plain_one(
 ) -> None:
     model: Any = tiny_loaded()
     assert parity._coded(model) < 1e-5
-    right = kernels.cpu.attend
+    right = kernels.cpu.attend_turned
     monkeypatch.setattr(
-        "kernels.cpu.attend", lambda *given: (1.1 * right(*given)[0], right(*given)[1])
+        "kernels.cpu.attend_turned", lambda *given: (1.1 * right(*given)[0], right(*given)[1])
     )
     assert parity._coded(model) > 1e-3
 
