@@ -259,6 +259,7 @@ def _working_bytes(job: Job, kept: int) -> int:
         min(_tokens_at_once(job), len(job.prefix.token_ids)),
         kv_bytes_per_value=_value_bytes(job),
         compute_bytes=compute_bytes,
+        in_tiles=job.model.device == "cpu",
     )
     parts["overhead"] = 0  # the libraries are loaded already
     parts["readable"] = readable_nbytes(geometry, kept, compute_bytes)

@@ -19,6 +19,7 @@ from engine.geometry import ModelGeometry
 OVERHEAD_BYTES = 512 << 20
 POSITION_BYTES = 4
 SCORE_BYTES = 4
+STRETCH_ROWS = 8192  # of a head's kept entries: a chunk attends to so many at a time
 PIECE_ROWS = 2048  # of keys or values: so many are in fp32 at a time, however long their head is
 LOGIT_ROWS = 2  # the last row, and its copy in fp32 while a token is chosen
 
@@ -32,6 +33,7 @@ def terms(
     kv_bytes_per_value: float = 2,
     compute_bytes: int = 2,
     heads_bytes: int = 0,
+    in_tiles: bool = False,
 ) -> dict[str, int]:
     """Bytes needed while a document is read, by purpose.
 
@@ -39,6 +41,7 @@ def terms(
     kv_bytes_per_value   2 for bf16, 4 for fp32, 0.5625 for 4 bits in groups of 64
     compute_bytes        of one activation value: 2 for bf16, 4 for fp32
     heads_bytes          retaining heads, as loaded
+    in_tiles             whether attention never holds all scores, as on the CPU
 
     weights      as given
     heads        as given
@@ -47,7 +50,9 @@ def terms(
     chunk_kv     the chunk being read, before eviction, in the compute format
     activations  one layer at a time: residual and its copies (4 x hidden), queries with their
                  fp32 rotation, keys and values, three feed-forward rows
-    attention    fp32 scores of one KV head's query group against cache and chunk, and their copy
+    attention    fp32 scores of one KV head's query group against cache and chunk, and their copy;
+                 in tiles: a stretch of its keys and values, as decoded and turned, and what its
+                 queries have so far, get from a stretch and have afterwards, in fp32
     logits       rows x vocabulary x fp32
     overhead     libraries and interpreter
     """
@@ -55,7 +60,11 @@ def terms(
     q_width = geometry.n_q_heads * geometry.head_dim
     kv_width = geometry.n_kv_heads * geometry.head_dim
     row = 4 * geometry.hidden_size + 3 * geometry.intermediate_size + 2 * q_width + 2 * kv_width
-    visible = budget_tokens + chunk_tokens
+    group, visible = geometry.n_q_heads // geometry.n_kv_heads, budget_tokens + chunk_tokens
+    attention = 2 * 4 * chunk_tokens * group * visible
+    if in_tiles:
+        stretch = 2 * min(STRETCH_ROWS, visible) * (compute_bytes + 4)
+        attention = geometry.head_dim * (stretch + 3 * 4 * chunk_tokens * group)
     return {
         "weights": weights_bytes,
         "heads": heads_bytes,
@@ -63,7 +72,7 @@ def terms(
         "kv_index": budget_tokens * slots * (POSITION_BYTES + SCORE_BYTES),
         "chunk_kv": chunk_tokens * geometry.kv_bytes_per_token(compute_bytes),
         "activations": chunk_tokens * (row * compute_bytes + 4 * (q_width + kv_width)),
-        "attention": 2 * 4 * chunk_tokens * (geometry.n_q_heads // geometry.n_kv_heads) * visible,
+        "attention": attention,
         "logits": LOGIT_ROWS * 4 * geometry.vocab_size,
         "overhead": OVERHEAD_BYTES,
     }

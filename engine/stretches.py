@@ -15,9 +15,8 @@ from torch import Tensor
 
 import kernels
 from engine.cache import DocCache, LayerCache
+from engine.memory import STRETCH_ROWS
 from engine.places import Places
-
-STRETCH_ROWS = 8192  # so many of a head's entries are in the computing dtype at a time
 
 
 @dataclass(frozen=True)

@@ -152,6 +152,7 @@ def _planned(model: LoadedModel, cache: DocCache, request: Request) -> dict[str,
         min(request.chunk_tokens, cache.n_seen),
         kv_bytes_per_value=(cache.nbytes - index) / values,
         compute_bytes=model.compute_dtype.itemsize,
+        in_tiles=model.device == "cpu",
     )
 
 

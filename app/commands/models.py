@@ -103,7 +103,14 @@ def _row(spec: ModelSpec, paths: DataPaths, device: str, free: int) -> dict[str,
     for weights in ("bf16", "nf4"):
         held = weights_bytes(spec.geometry, weights, tied=spec.tied)
         needs = {
-            b: terms(spec.geometry, held, b, CHUNK_TOKENS, kv_bytes_per_value=value_bytes)
+            b: terms(
+                spec.geometry,
+                held,
+                b,
+                CHUNK_TOKENS,
+                kv_bytes_per_value=value_bytes,
+                in_tiles=device == "cpu",
+            )
             for b in BUDGETS
         }
         fitting[weights] = {
@@ -154,6 +161,8 @@ def memory_sum(
     chunk_tokens: int,
     quant: QuantConfig,
     scorer: str,
+    *,
+    in_tiles: bool,
 ) -> dict[str, int]:
     """Bytes by purpose while a document is read and asked (engine.memory.terms)."""
     from engine.memory import readable_nbytes, terms
@@ -170,6 +179,7 @@ def memory_sum(
         kv_bytes_per_value=quant.bytes_per_value(geometry.head_dim),
         compute_bytes=compute_bytes,
         heads_bytes=loaded_nbytes(scorer, geometry),
+        in_tiles=in_tiles,
     )
     return {**parts, "readable": readable_nbytes(geometry, budget_tokens, compute_bytes)}
 
@@ -189,9 +199,12 @@ def _show(args: argparse.Namespace, paths: DataPaths) -> int:
     budget = args.budget or spec.default_budget
     quant = parse_kv_bits(args.kv_bits, spec.geometry)
     scorer = args.scorer or default_scorer(spec.name, paths.models / "heads")
-    parts = memory_sum(spec, args.weights, budget, args.chunk, quant, scorer)
     given = args.memory and int(args.memory * GIB)
-    room = given or available_bytes(pick_device("auto"))
+    device = pick_device("auto")
+    room = given or available_bytes(device)
+    # Memory that is named is a card's as a rule.
+    in_tiles = device == "cpu" and not given
+    parts = memory_sum(spec, args.weights, budget, args.chunk, quant, scorer, in_tiles=in_tiles)
     report = {
         "name": spec.name,
         "weights": args.weights,

@@ -66,6 +66,17 @@ def test_terms_of_a_tiny_model_by_hand() -> None:
     assert parts["logits"] == 2 * 4 * 100
 
 
+def test_attention_in_tiles_holds_a_stretch_and_what_queries_have() -> None:
+    tiny = ModelGeometry(2, 4, 2, 8, 16, 128, intermediate_size=32, vocab_size=100)
+    parts = terms(tiny, 1000, 10, 3, compute_bytes=4, in_tiles=True)
+    assert parts["attention"] == 8 * (2 * 13 * (4 + 4) + 3 * 4 * 3 * 2)
+    whole = terms(tiny, 1000, 10, 3, compute_bytes=4)
+    assert {name for name in parts if parts[name] != whole[name]} == {"attention"}
+    shape = geometry("qwen2.5-coder-0.5b")
+    short, long = (terms(shape, 1, n, 1024, in_tiles=True) for n in (16_384, 32_768))
+    assert short["attention"] == long["attention"]
+
+
 def test_every_term_grows_with_what_it_depends_on() -> None:
     shape = geometry("qwen2.5-coder-0.5b")
     small, large = terms(shape, 1, 1000, 512), terms(shape, 1, 2000, 1024)
