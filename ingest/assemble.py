@@ -7,7 +7,7 @@ from ingest.document import Document, DocumentWarning, Page, Span
 from ingest.errors import DocumentTooLarge
 from ingest.parts import Block, Parsed
 
-PARSER_VERSION = "2"
+PARSER_VERSION = "3"
 
 
 def assemble(parsed: Parsed, sha256: str, max_chars: int) -> Document:

@@ -17,6 +17,8 @@ _MONOSPACED = 8
 _MONO_NAME = re.compile(r"mono|courier|consol|typewriter|CMTT|menlo", re.IGNORECASE)
 _LIST_MARK = re.compile(r"[•◦▪‣·–*-]\s|\(?(?:\d{1,3}|[a-z])[.)]\s")
 _WHITE = 0xF5
+_NARROW_PROSE_ROWS = 4
+_PROSE_WIDTH = 500  # points; verse, addresses and entries of lists are narrower
 _CELL_GAP = 1.2  # of the font size; a wider gap on one baseline parts cells of a table
 
 
@@ -126,21 +128,26 @@ def same_row(left: Line, right: Line) -> bool:
     )
 
 
-def compose(lines: list[Line], vocabulary: Vocabulary) -> list[Block]:
+def compose(
+    lines: list[Line], vocabulary: Vocabulary, *, layout_width: float | None = None
+) -> list[Block]:
     """Paragraphs from the lines of one page, in their stored order (columns stay apart).
 
     Lines on one baseline become a row, parts of it parted by a tab where the gap is wide. Rows of
     a MuPDF block are joined where the line break was only forced by the margin: the next word
-    would not have fitted. Other breaks (verse, code, addresses, tables) stay.
+    would not have fitted. Other breaks (verse, code, addresses, tables) stay. layout_width, in
+    points, is of a layout of our own that is far wider than a paragraph: in it a margin breaks
+    only lines that are very long, or that stand in a narrow box.
     """
     blocks: list[Block] = []
     shown = [line for line in lines if line.text]
     groups = [list(group) for _, group in groupby(shown, key=lambda line: line.block)]
     for group in _merge_rows(groups):
-        block = _compose_block(group, vocabulary)
-        if blocks and _follows_as_row(group):
-            block.before = "\n"
-        blocks.append(block)
+        for rows in _paragraphs(group, layout_width):
+            block = _compose_block(rows, vocabulary, layout_width)
+            if blocks and _follows_as_row(rows):
+                block.before = "\n"
+            blocks.append(block)
     return blocks
 
 
@@ -165,17 +172,33 @@ def _merge_rows(groups: list[list[Line]]) -> list[list[_Row]]:
     return merged
 
 
+def _paragraphs(rows: list[_Row], layout_width: float | None) -> list[list[_Row]]:
+    """In a layout of our own a line of prose is a paragraph; MuPDF takes lines that no margin
+    parts for one block."""
+    if layout_width is None:
+        return [rows]
+    parts = [[rows[0]]]
+    for before, row, soft in zip(rows, rows[1:], _soft_breaks(rows, layout_width), strict=False):
+        if not soft and (_is_prose(before) or _is_prose(row)):
+            parts.append([])
+        parts[-1].append(row)
+    return parts
+
+
+def _is_prose(row: _Row) -> bool:
+    return len(row) == 1 and not row[0].mono and row[0].end - row[0].begin > _PROSE_WIDTH
+
+
 def _follows_as_row(rows: list[_Row]) -> bool:
     return len(rows) == 1 and len(rows[0]) > 2
 
 
-def _compose_block(rows: list[_Row], vocabulary: Vocabulary) -> Block:
+def _compose_block(rows: list[_Row], vocabulary: Vocabulary, layout_width: float | None) -> Block:
     left_edge = min(row[0].begin for row in rows)
-    right_edge = max(row[-1].end for row in rows)
     text = _indent(rows[0], left_edge) + _row_text(rows[0])
-    for before, row in pairwise(rows):
+    for row, soft in zip(rows[1:], _soft_breaks(rows, layout_width), strict=True):
         row_text = _row_text(row)
-        if _is_soft_break(before, row, right_edge):
+        if soft:
             text, glue = join_lines(text, row_text, vocabulary)
             text += glue + row_text
         else:
@@ -205,6 +228,26 @@ def _row_text(row: _Row) -> str:
         gap = right.begin - left.end
         text += ("\t" if gap > _CELL_GAP * left.size else " ") + right.text
     return text
+
+
+def _soft_breaks(rows: list[_Row], layout_width: float | None) -> list[bool]:
+    """Of each break between rows, whether only a margin forced it; see compose."""
+    right_edge = max(row[-1].end for row in rows)
+    soft = [_is_soft_break(before, row, right_edge) for before, row in pairwise(rows)]
+    if layout_width is None or (all(soft) and _is_narrow_prose(rows)):
+        return soft
+    longest = layout_width / 2
+    return [
+        one and before[-1].end - before[0].begin > longest
+        for one, before in zip(soft, rows, strict=False)
+    ]
+
+
+def _is_narrow_prose(rows: list[_Row]) -> bool:
+    """Whether a block of rows is prose in a narrow box: lines of verse and of addresses are few
+    or begin with capitals."""
+    small = sum(1 for row in rows[1:] if row[0].text[:1].islower())
+    return len(rows) >= _NARROW_PROSE_ROWS and 2 * small > len(rows)
 
 
 def _is_soft_break(before: _Row, row: _Row, right_edge: float) -> bool:

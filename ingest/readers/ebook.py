@@ -1,8 +1,9 @@
 """EPUB, MOBI and FB2: reflowable books through MuPDF, cut into chapters by their contents.
 
-The book is laid out once with fixed parameters on pages so high that a chapter file fills one
-page: no page break then cuts a paragraph, and nothing depends on the reader's window. What is
-cited is the chapter and the paragraph, never a laid-out page.
+The book is laid out once with fixed parameters, on pages so wide and high that a paragraph takes
+one line and a chapter file one page: no break then cuts a paragraph, a row of a table or a word,
+a line ends where the author ends it, and nothing depends on the reader's window. What is cited is
+the chapter and the paragraph, never a laid-out page.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from ingest.clean import Vocabulary
 from ingest.document import DocumentWarning, TocEntry
 from ingest.errors import DocumentTooLarge, EmptyDocument, IngestError, ScannedDocument
-from ingest.lines import compose, read_lines
+from ingest.lines import Line, compose, read_lines
 from ingest.parts import Block, Parsed, RawPage
 from ingest.ranges import check_range, choose
 from ingest.readers.mupdf import (
@@ -29,8 +30,8 @@ from ingest.readers.mupdf import (
 from ingest.request import Request
 from ingest.sections import SPLIT_LEVEL, START_LABEL, label_of, number_sections
 
-LAYOUT_WIDTH = 600
-LAYOUT_HEIGHT = 100_000
+LAYOUT_WIDTH = 20_000  # some 3,900 letters; MuPDF's floats still hold a sixteenth of a point
+LAYOUT_HEIGHT = 1_000_000
 LAYOUT_FONT_SIZE = 11
 _HEADING_SIZE = 1.15 * LAYOUT_FONT_SIZE
 _ANCHOR_SLACK = 6.0  # points that a heading's box may begin above its anchor
@@ -99,15 +100,14 @@ def _read_blocks(
     on_page: Callable[[int, int], None],
 ) -> tuple[list[_Placed], bool]:
     """The paragraphs of all laid-out pages, and whether there are pictures."""
-    flags = load_pymupdf().TEXT_PRESERVE_WHITESPACE
-    vocabulary = Vocabulary()  # layout hyphenates nothing: a hyphen at a line end is the author's
+    vocabulary = Vocabulary()  # a hyphen at a line end is the author's; MuPDF's own are soft ones
     placed: list[_Placed] = []
     pictures = False
     for index in range(count):
         on_page(index + 1, count)
         try:
             page = doc.load_page(index)
-            lines = read_lines(page.get_text("dict", flags=flags, sort=False)["blocks"])
+            lines = _all_lines(page)
             pictures = pictures or (not lines and len(page.get_bboxlog()) > 1)
         except mupdf_errors() as error:
             cause = translate(error, what).cause
@@ -116,13 +116,21 @@ def _read_blocks(
         for line in lines:
             if line.text.endswith("-"):
                 line.text += "\u2060"  # keeps join_lines from taking it for a line-break hyphen
-        for block in compose(lines, vocabulary):
+        for block in compose(lines, vocabulary, layout_width=LAYOUT_WIDTH):
             block.text = block.text.replace("-\u2060 ", "-").replace("\u2060", "")
             y = block.rect[1] if block.rect else 0.0
             block.rect = None
             if block.text != _NO_PICTURE_TEXT:
                 placed.append(_Placed(block, index, y))
     return placed, pictures
+
+
+def _all_lines(page: Any) -> list[Line]:
+    """The lines of a laid-out page, those that run over its edge too (code, wide tables)."""
+    pymupdf = load_pymupdf()
+    flags = pymupdf.TEXT_PRESERVE_WHITESPACE
+    everywhere = pymupdf.INFINITE_RECT()
+    return read_lines(page.get_text("dict", flags=flags, sort=False, clip=everywhere)["blocks"])
 
 
 def _textless(what: str, pictures: bool) -> IngestError:

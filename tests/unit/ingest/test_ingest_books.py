@@ -250,3 +250,65 @@ def test_docx_revisions_boxes_and_notes(tmp_path: Path) -> None:
     read = read_here(path)
     assert read.text == "The mill still turns.\n\nWords in a box.\n\nIn a control."
     assert "tracked_changes" in codes(read)
+
+
+LONG_LINE = "result = compute(" + "first_argument=1, " * 40 + "'END OF LINE')"
+
+
+def wide_body(n: int) -> str:
+    """Code, unbroken lines, a word of n letters and a table that no page is wide enough for."""
+    return (
+        f"<pre>def f(x):\n    {LONG_LINE}</pre>"
+        f"<p style='white-space:nowrap'>{'word ' * (n // 5)}ENDNOWRAP</p>"
+        "<table><tr>" + "".join(f"<td>column{i}value</td>" for i in range(30)) + "</tr></table>"
+        f"<p>http://example.com/{'a' * n}END</p>"
+    )
+
+
+def test_no_line_of_a_book_is_cut_at_the_edge_of_the_layout(tmp_path: Path) -> None:
+    epub = read_here(make_epub(tmp_path / "b.epub", [("One", wide_body(6000))])).text
+    mobi = read_here(make_mobi(tmp_path / "b.mobi", f"<html><body>{wide_body(400)}</body></html>"))
+    assert "column29value" in epub
+    for text in (epub, mobi.text):
+        assert LONG_LINE in text
+        assert "word ENDNOWRAP" in text
+        assert "aaaEND" in text
+
+
+@pytest.mark.parametrize("style", ["margin:0;text-indent:1em", "margin:0", ""])
+def test_paragraphs_of_an_epub_stay_apart_and_lines_of_verse_too(
+    tmp_path: Path, style: str
+) -> None:
+    prose = [f"Paragraph {i}. {LONG.strip()}" for i in range(3)]
+    verse = "Roses are red,<br/>Violets are blue,<br/>Sugar is sweet,<br/>And so are you."
+    paragraphs = "".join(f'<p style="{style}">{part}</p>' for part in prose)
+    body = f"{paragraphs}<h2>Verse</h2><p>{verse}</p>"
+    document = read_here(make_epub(tmp_path / "b.epub", [("One", body)]))
+    assert document.text == "\n\n".join([*prose, "Verse", verse.replace("<br/>", "\n")])
+
+
+def test_a_paragraph_of_an_epub_longer_than_a_laid_out_line_is_one(tmp_path: Path) -> None:
+    prose = " ".join(f"Sentence {i} of a paragraph without an end." for i in range(500))
+    narrow = "All of this stands in a box that is narrow, and it has no lines of its own."
+    body = f'<p>{prose}</p><p style="width:10em">{narrow}</p>'
+    document = read_here(make_epub(tmp_path / "b.epub", [("One", body)]))
+    assert " ".join(document.text.split("\n\n")) == f"{prose} {narrow}"
+
+
+def test_hyphens_of_the_layout_are_no_part_of_a_book(tmp_path: Path) -> None:
+    text = " ".join(["incomprehensible improvements everywhere"] * 12)
+    body = f'<p style="hyphens:auto;text-align:center">{text}</p>'
+    document = read_here(make_epub(tmp_path / "b.epub", [("One", body)]))
+    assert document.text == text
+
+
+def test_rows_of_a_table_in_an_epub_stay_whole(tmp_path: Path) -> None:
+    cell = "The highest church of the world, and the place where Albert Einstein was born. " * 2
+    body = (
+        f"<table><tr><td>Ulm</td><td>{cell}</td><td>126000</td></tr>"
+        "<tr><td>Bonn</td><td>Beethoven</td><td>330000</td></tr></table>"
+    )
+    document = read_here(make_epub(tmp_path / "b.epub", [("One", body)]))
+    first, second = document.text.split("\n")[0], document.text.split("\n")[-1]
+    assert " ".join(first.split()) == f"Ulm {cell}126000"
+    assert " ".join(second.split()) == "Bonn Beethoven 330000"
