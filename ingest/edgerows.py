@@ -13,6 +13,8 @@ EDGE_SHARE = 0.15  # of the page height, at the top and at the bottom
 EDGE_ROWS = 3  # rows from the edge that may be furniture
 TITLE_POINTS = 14.0  # running lines are set smaller than titles
 TITLE_RATIO = 1.3  # of a title's size to that of a page's other text
+YEARS = range(1500, 2100)
+YEAR_DISTANCE = 1000  # further than most journals count their pages on
 _MAX_CHARS = 160
 _ROMAN = {"i": 1, "v": 5, "x": 10, "l": 50, "c": 100, "d": 500, "m": 1000}
 _NUMBER = re.compile(r"\d+|\b[ivxlc]{1,7}\b", re.IGNORECASE)
@@ -48,6 +50,16 @@ class EdgeRow:
     def offsets(self) -> set[int]:
         """Number minus page index: constant where a number counts along with the pages."""
         return {number - self.page for number in self.numbers}
+
+    @property
+    def distance(self) -> int:
+        """How far its nearest number is from the page's index; of a row with numbers."""
+        return min(map(abs, self.offsets))
+
+    @property
+    def is_year(self) -> bool:
+        """Whether its number is a year as like as not, and far from the page's index."""
+        return self.distance >= YEAR_DISTANCE and all(n in YEARS for n in self.numbers)
 
     @property
     def words(self) -> str:
@@ -89,7 +101,7 @@ def edge_rows(page: EdgePage) -> list[EdgeRow]:
         for lines in (row, *parts):
             text = " ".join(line.text for line in lines)
             if len(text) <= _MAX_CHARS:
-                numbers = _numbers(text)
+                numbers = numbers_of(text)
                 found.append(
                     EdgeRow(page.index, zone, middle, lines, text, outermost, title, numbers)
                 )
@@ -126,7 +138,7 @@ def _usual_size(sizes: Counter[float]) -> float:
     return max(sizes, key=lambda size: sizes[size]) if sizes else float("inf")
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def numbers_of(text: str) -> tuple[int, ...]:
     """The whole numbers of a row, roman ones included."""
     return tuple(_value(token) for token in _NUMBER.findall(_DOTTED.sub("", text)))
 
@@ -141,7 +153,12 @@ def _value(token: str) -> int:
 
 def _is_page_number(text: str, number: int) -> bool:
     """Whether a text is this page number, and no mark of what follows it: "12. Otters"."""
-    return is_bare_number(text) and number in _numbers(text) and text[-1] not in ".):"
+    return is_bare_number(text) and number in numbers_of(text) and not is_list_number(text)
+
+
+def is_list_number(text: str) -> bool:
+    """Whether a bare number is a mark of what follows it: "3.", "3)", "iv:"; "(3)" is none."""
+    return text[-1] in ".:" or (text[-1] == ")" and text[0] != "(")
 
 
 def is_bare_number(text: str) -> bool:

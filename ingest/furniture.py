@@ -9,10 +9,10 @@ a title in larger type than the rest of its page and whatever is the only text o
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
-from ingest.edgerows import EdgePage, EdgeRow, edge_rows, is_bare_number
+from ingest.edgerows import EdgePage, EdgeRow, edge_rows, is_bare_number, is_list_number
 from ingest.lines import Line
 
 MIN_PAGES = 3
@@ -39,7 +39,7 @@ def find_furniture(pages: Sequence[EdgePage]) -> dict[int, list[Line]]:
     for group in by_band.values():
         _choose(chosen, _counting(group, len(pages)))
     found: dict[int, list[Line]] = defaultdict(list)
-    for row in chosen.values():
+    for row in _without_other_numbers(chosen.values()):
         found[row.page].extend(row.lines)
     return {page.index: found[page.index] for page in pages if _leaves_text(page, found)}
 
@@ -48,6 +48,31 @@ def _leaves_text(page: EdgePage, found: dict[int, list[Line]]) -> bool:
     """Whether the page loses something, and something is left of it."""
     gone = {id(line) for line in found.get(page.index, ())}
     return bool(gone) and any(line.text and id(line) not in gone for line in page.lines)
+
+
+def _without_other_numbers(rows: Iterable[EdgeRow]) -> Iterator[EdgeRow]:
+    """Rows but bare numbers that count along and are hardly the page's: of two on a page the one
+    goes that counts along on more pages, or else is nearer to the page's index; and years stay."""
+    rows = list(rows)
+    numbers = [row for row in rows if _is_number_row(row)]
+    votes = Counter(offset for row in numbers for offset in row.offsets)
+    best: dict[int, tuple[int, int]] = {}
+    for row in numbers:
+        best[row.page] = max(_witnesses(row, votes), best.get(row.page, (0, 0)))
+    for row in rows:
+        is_number = _is_number_row(row)
+        if not is_number or (_witnesses(row, votes) == best[row.page] and not row.is_year):
+            yield row
+
+
+def _witnesses(row: EdgeRow, votes: Mapping[int, int]) -> tuple[int, int]:
+    """How many rows count along as a number of this one does, and how near it is, negative."""
+    return max((votes[offset], -abs(offset)) for offset in row.offsets)
+
+
+def _is_number_row(row: EdgeRow) -> bool:
+    """Whether a row is a number that counts pages, and not that of a question: "3."."""
+    return bool(row.numbers) and is_bare_number(row.text) and not is_list_number(row.text)
 
 
 def _choose(chosen: dict[int, EdgeRow], rows: Iterable[EdgeRow]) -> None:
@@ -97,7 +122,7 @@ def _counting(group: list[EdgeRow], n_pages: int) -> list[EdgeRow]:
     for offset, count in votes.most_common(3):
         rows = [row for row in group if offset in row.offsets]
         if count >= min(MIN_PAGES, n_pages):
-            kept.extend(row for row in rows if row.outermost and is_bare_number(row.text))
+            kept.extend(row for row in rows if row.outermost and _is_number_row(row))
         rows = [row for row in rows if not row.title]
         kept.extend(_same_words(rows))
         if _is_band([row for row in rows if row.has_apart(row.page + offset)]):

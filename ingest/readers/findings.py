@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ingest.clean import page_ranges
 from ingest.document import DocumentWarning
+from ingest.edgerows import is_bare_number, numbers_of
 from ingest.errors import BrokenDocument, EmptyDocument, IngestError, ScannedDocument
 from ingest.lines import Line
 from ingest.wordlike import is_unlike_language
@@ -35,6 +36,7 @@ class Findings:
         self._unreadable: dict[int, IngestError] = {}
         self._comments: list[int] = []
         self._removed: Counter[str] = Counter()
+        self._numbers: list[str] = []
 
     def look(self, page: Any, number: int, lines: Sequence[Line], has_fields: bool) -> None:
         """Note one page's text, garbage, comments and, if it has no text, its pictures."""
@@ -62,10 +64,18 @@ class Findings:
         self._pages += 1
         self._unreadable[number] = error
 
-    def removed(self, furniture: dict[int, list[Line]]) -> None:
-        """Note the running headers and footers that were left out."""
-        for lines in furniture.values():
-            self._removed.update(line.text for line in lines if any(map(str.isalpha, line.text)))
+    def removed(self, furniture: dict[int, list[Line]], labels: Mapping[int, str]) -> None:
+        """Note the running headers and footers that were left out, and numbers that are neither
+        the page's index nor its label.
+        """
+        for index, lines in sorted(furniture.items()):
+            for line in lines:
+                if any(map(str.isdigit, line.text)) and is_bare_number(line.text):
+                    own = {index, *numbers_of(labels[index])}
+                    if own.isdisjoint(numbers_of(line.text)):
+                        self._numbers.append(line.text)
+                elif any(map(str.isalpha, line.text)):
+                    self._removed[line.text] += 1
 
     def refuse_textless(self) -> None:
         """Raises BrokenDocument, ScannedDocument or EmptyDocument if no page has any text."""
@@ -107,12 +117,19 @@ class Findings:
             text = "Not read: comments and notes on pages {}."
             found.append(_on("comments_skipped", text, self._comments))
         found.extend(_document_warnings(doc))
-        if self._removed:
-            shown = "; ".join(f'"{text}"' for text, _ in self._removed.most_common(5))
-            more = f" and {len(self._removed) - 5} more" if len(self._removed) > 5 else ""
-            message = f"Running headers and footers were left out: {shown}{more}."
-            found.append(DocumentWarning("running_lines_removed", message))
+        if self._removed or self._numbers:
+            found.append(DocumentWarning("running_lines_removed", self._left_out()))
         return found
+
+    def _left_out(self) -> str:
+        shown = "; ".join(f'"{text}"' for text, _ in self._removed.most_common(5))
+        more = f" and {len(self._removed) - 5} more" if len(self._removed) > 5 else ""
+        lines = f"Running headers and footers were left out: {shown}{more}." if shown else ""
+        if not self._numbers:
+            return lines
+        first, last = self._numbers[0], self._numbers[-1]
+        span = f'"{first}"' if first == last else f'from "{first}" to "{last}"'
+        return f"{lines} Numbers at the edges of pages were left out: {span}.".lstrip()
 
     def _garbage_warnings(self) -> list[DocumentWarning]:
         if self._garbage > max(_MIN_GARBAGE, GARBAGE_SHARE * self._chars):
@@ -143,10 +160,11 @@ def _has_picture(page: Any) -> bool:
 
 
 def _has_comments(page: Any) -> bool:
+    """Whether a reader would open notes here; what is typed onto the page is read as its text."""
     return any(
         annotation.info.get("content", "").strip()
         for annotation in (page.annots() or ())
-        if annotation.type[1] != "Widget"
+        if annotation.type[1] not in ("Widget", "FreeText")
     )
 
 

@@ -129,3 +129,54 @@ def test_page_numbers_and_what_stands_around_them_go(tmp_path: Path, header: str
     document = read_here(headed(tmp_path / "p.pdf", headers))
     for page in document.pages:
         assert document.page_text(page).endswith(BODY), "its header is gone"
+
+
+def numbered(path: Path, numbers: Sequence[str], *, size: float = 11, foot: bool = False) -> Path:
+    """Pages of prose with a number alone at the upper edge, and the page's own at the lower."""
+    doc = new_pdf()
+    for page_number, number in enumerate(numbers, start=1):
+        page = add_page(doc, [f"Part {page_number**2} of the story.", BODY], y=300)
+        page.insert_text((72, 60), number, fontsize=size)
+        if foot:
+            page.insert_text((290, 800), str(page_number), fontsize=9)
+    return save(doc, path)
+
+
+@pytest.mark.parametrize("foot", [False, True])
+def test_years_over_pages_stay(tmp_path: Path, foot: bool) -> None:
+    years = [str(year) for year in range(1998, 2003)]
+    document = read_here(numbered(tmp_path / "y.pdf", years, foot=foot))
+    assert all(year in document.text for year in years)
+    for page in document.pages:
+        assert str(page.number) not in document.page_text(page).split("\n")
+
+
+def test_numbers_of_questions_over_pages_stay(tmp_path: Path) -> None:
+    numbers = [f"{n}." for n in range(1, 6)]
+    document = read_here(numbered(tmp_path / "q.pdf", numbers))
+    for page, number in zip(document.pages, numbers, strict=True):
+        assert number in document.page_text(page).split("\n")
+
+
+def test_of_two_numbers_that_count_along_the_page_number_goes(tmp_path: Path) -> None:
+    psalms = [str(n) for n in range(31, 36)]
+    document = read_here(numbered(tmp_path / "p.pdf", psalms, foot=True))
+    for page, psalm in zip(document.pages, psalms, strict=True):
+        lines = document.page_text(page).split("\n")
+        assert psalm in lines and str(page.number) not in lines
+
+
+@pytest.mark.parametrize("first", [1, 31, 412])
+def test_page_numbers_go_whatever_they_begin_with(tmp_path: Path, first: int) -> None:
+    numbers = [str(n) for n in range(first, first + 5)]
+    document = read_here(numbered(tmp_path / "n.pdf", numbers))
+    for page, number in zip(document.pages, numbers, strict=True):
+        assert number not in document.page_text(page).split("\n")
+
+
+def test_numbers_that_are_left_out_and_are_not_the_pages_own_are_named(tmp_path: Path) -> None:
+    document = read_here(numbered(tmp_path / "n.pdf", [str(n) for n in range(31, 36)]))
+    (said,) = [w.message for w in document.warnings if w.code == "running_lines_removed"]
+    assert '"31"' in said
+    plain = read_here(numbered(tmp_path / "m.pdf", [str(n) for n in range(1, 6)]))
+    assert "running_lines_removed" not in codes(plain)
