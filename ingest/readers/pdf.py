@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +27,7 @@ from ingest.readers.mupdf import (
 )
 from ingest.request import Request
 
+_ARABIC = re.compile(r"[\u0600-\u06ff\u0750-\u077f]")
 _TERMINAL = ".!?:;\"'”’»)]。！？"
 _RUN_ON_CHARS = 40  # shorter blocks are cells, labels, headings: never run into each other
 
@@ -46,7 +48,7 @@ def read_pdf(request: Request, on_page: Callable[[int, int], None]) -> Parsed:
         pages = [_read_page(doc, number, findings, hidden, on_page, count) for number in numbers]
         findings.refuse_textless()
         furniture = find_furniture([EdgePage(p.number, p.height, p.lines) for p in pages])
-        findings.removed(furniture)
+        findings.removed(furniture, {p.number: p.label for p in pages})
         return Parsed(
             kind=request.kind,
             page_kind="page",
@@ -89,16 +91,16 @@ def _read_page(
     on_page: Callable[[int, int], None],
     count: int,
 ) -> _ReadPage:
-    pymupdf = load_pymupdf()
-    flags = pymupdf.TEXT_PRESERVE_WHITESPACE | pymupdf.TEXT_MEDIABOX_CLIP
     on_page(number, count)
     read = _ReadPage(number, str(number), 0.0, [])
     try:
         page = doc.load_page(number - 1)
         read.height = page.rect.height
         read.label = (page.get_label() if doc.is_pdf else "") or str(number)
-        read.lines = read_lines(page.get_text("dict", flags=flags, sort=False)["blocks"])
-        read.fields = _form_fields(doc, page, read.lines)
+        read.lines = _lines(page)
+        if doc.is_pdf and doc.is_form_pdf:
+            read.lines = _without_ticks(page, read.lines)
+            read.fields = _form_fields(page, read.lines)
         findings.look(page, number, read.lines, bool(read.fields))
         hidden.look(page, number, read.lines)
     except mupdf_errors() as error:
@@ -106,17 +108,48 @@ def _read_page(
     return read
 
 
-def _form_fields(doc: Any, page: Any, lines: list[Line]) -> list[str]:
-    """Filled-in form fields whose value the page does not show as text, as "name: value"."""
-    if not doc.is_pdf or not doc.is_form_pdf:
-        return []
+def _lines(page: Any) -> list[Line]:
+    """A page's lines. MuPDF spells ligatures out from left to right, which turns Arabic ones
+    round; kept as they are they cost blanks after Latin ones. So pages with Arabic are read so.
+    """
+    pymupdf = load_pymupdf()
+    flags = pymupdf.TEXT_PRESERVE_WHITESPACE | pymupdf.TEXT_MEDIABOX_CLIP
+    lines = read_lines(page.get_text("dict", flags=flags, sort=False)["blocks"])
+    if not any(_ARABIC.search(line.text) for line in lines):
+        return lines
+    flags |= pymupdf.TEXT_PRESERVE_LIGATURES
+    return read_lines(page.get_text("dict", flags=flags, sort=False)["blocks"])
+
+
+def _without_ticks(page: Any, lines: list[Line]) -> list[Line]:
+    """Lines but the marks inside boxes that can be ticked, which are letters of a font of signs."""
+    boxes = [widget.rect for widget in page.widgets() if _is_box(widget)]
+    signs = [line for line in lines if "dingbats" in line.font.lower()]
+    ticks = {id(line) for line in signs if any(_middle(line) in box for box in boxes)}
+    return [line for line in lines if id(line) not in ticks]
+
+
+def _middle(line: Line) -> Any:
+    x0, y0, x1, y1 = line.rect
+    return load_pymupdf().Point((x0 + x1) / 2, (y0 + y1) / 2)
+
+
+def _is_box(widget: Any) -> bool:
+    pymupdf = load_pymupdf()
+    kinds = (pymupdf.PDF_WIDGET_TYPE_CHECKBOX, pymupdf.PDF_WIDGET_TYPE_RADIOBUTTON)
+    return widget.field_type in kinds
+
+
+def _form_fields(page: Any, lines: list[Line]) -> list[str]:
+    """Ticked boxes, and filled-in fields whose value the page does not show as text, as
+    "name: value"."""
     shown = "".join("".join(line.text.split()) for line in lines)
     found = []
     for widget in page.widgets():
         value = widget.field_value
         if not isinstance(value, str) or value in ("", "Off"):
             continue
-        if "".join(value.split()) not in shown:
+        if _is_box(widget) or "".join(value.split()) not in shown:
             name = widget.field_label or widget.field_name or "field"
             found.append(f"{name}: {' '.join(value.split())}")
     return found

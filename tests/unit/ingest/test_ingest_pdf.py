@@ -350,6 +350,50 @@ def test_form_fields_are_read(tmp_path: Path) -> None:
     assert "Ada Byron" in read_here(save(doc, tmp_path / "form.pdf")).text
 
 
+@pytest.mark.parametrize("text", ["Insured? Smoker?", "Insured? Smoker? Tick Yes or leave blank."])
+def test_a_ticked_box_is_said_and_its_mark_is_no_text(tmp_path: Path, text: str) -> None:
+    pymupdf = load_pymupdf()
+    doc = new_pdf()
+    page = add_page(doc, [text])
+    for n, (name, ticked) in enumerate([("insured", True), ("smoker", False)]):
+        widget = pymupdf.Widget()
+        widget.field_name, widget.field_type = name, pymupdf.PDF_WIDGET_TYPE_CHECKBOX
+        widget.field_value, widget.rect = ticked, pymupdf.Rect(72, 130 + 30 * n, 90, 148 + 30 * n)
+        page.add_widget(widget)
+    assert read_here(save(doc, tmp_path / "form.pdf")).text == f"{text}\ninsured: Yes"
+
+
+def test_a_typed_in_note_is_read_and_not_said_to_be_missing(tmp_path: Path) -> None:
+    pymupdf = load_pymupdf()
+    doc = new_pdf()
+    page = add_page(doc, ["Body of the page."])
+    page.add_freetext_annot(pymupdf.Rect(72, 130, 300, 150), "Typed-in answer 42")
+    document = read_here(save(doc, tmp_path / "note.pdf"))
+    assert "Typed-in answer 42" in document.text
+    assert "comments_skipped" not in codes(document)
+
+
+def test_arabic_ligatures_are_spelled_out_in_reading_order(tmp_path: Path) -> None:
+    """The word al-khutut as it is drawn, from left to right, with lam and khah in one glyph."""
+    doc = new_pdf()
+    add_page(doc, ["DCDBA"])
+    letters = {"A": "0627", "B": "FCCB", "C": "0648", "D": "0637"}
+    rows = "".join(f"<{ord(sign):02X}> <{code}>\n" for sign, code in letters.items())
+    cmap = doc.get_new_xref()
+    doc.update_object(cmap, "<<>>")
+    doc.update_stream(
+        cmap,
+        (
+            "/CIDInit /ProcSet findresource begin begincmap /CMapType 2 def\n"
+            "1 begincodespacerange <00> <FF> endcodespacerange\n"
+            f"{len(letters)} beginbfchar\n{rows}endbfchar endcmap end"
+        ).encode(),
+    )
+    doc.xref_set_key(doc.get_page_fonts(0)[0][0], "ToUnicode", f"{cmap} 0 R")
+    words = "\u0627\u0644\u062e\u0637\u0648\u0637"
+    assert read_here(save(doc, tmp_path / "arabic.pdf")).text == words
+
+
 def test_comments_and_attachments_that_are_not_read_are_announced(tmp_path: Path) -> None:
     doc = new_pdf()
     page = add_page(doc, [PROSE])
