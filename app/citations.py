@@ -1,10 +1,11 @@
 """Citations from the text itself: which sentences of the document contain the answer's words.
 
 A citation is *verified* only where a run of at least MIN_RUN_WORDS words of the answer, with
-content of its own (not just an echo of the question), stands in the document, or where a passage
-the answer puts in quotation marks stands there word for word. Weaker evidence gives a citation
-that is not verified; no evidence gives none. Pages are those on which the text was found: no page
-number is ever taken from the model.
+content of its own (not just an echo of the question), stands in the document and the passage
+around it agrees with the rest of the answer's sentence (`app/agreement.py`), or where a passage
+the answer puts in quotation marks stands there word for word, with the numbers and negations
+beside it. Weaker evidence gives a citation that is not verified; no evidence gives none. Pages are
+those on which the text was found: no page number is ever taken from the model.
 """
 
 from __future__ import annotations
@@ -14,6 +15,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from app.agreement import (
+    Piece,
+    negations_kept,
+    negations_stand,
+    numbers_stand,
+    words_stand,
+)
 from app.textindex import (
     Run,
     Words,
@@ -34,6 +42,7 @@ MAX_QUOTE_CHARS = 320
 WEAK_SHARE = 0.5  # of an answer sentence's content words, for an unverified citation
 _NEARBY_CHARS = 400
 _MAX_OCCURRENCES = 200
+_MAX_COMPARED = 8  # of a sentence's runs, the strongest, are compared with it as a whole
 _QUOTED = re.compile(
     '["\u201c\u201e\u00ab]([^"\u201c\u201d\u201e\u00ab\u00bb]{2,600})["\u201d\u201c\u00bb]'
 )
@@ -97,7 +106,7 @@ class Witness:
             sentence = spoken.between(start, end)
             if not len(sentence):
                 continue
-            evidence = self._exact(spoken, sentence, asked)
+            evidence = self._exact(Piece(answer, spoken, sentence), asked)
             if evidence is None and not any(
                 e.verified and start <= e.answer_at < end for e in found
             ):
@@ -126,17 +135,33 @@ class Witness:
             # One quoted word proves a page only if it stands on that page alone.
             sure = len(inside) > 1 or len({self._page_of(run) for run in runs}) == 1
             best = max(runs, key=lambda run: self._context(run, set(spoken.folded)))
+            claim = _sentences_around(answer, spoken, match.start(), match.end())
+            sure = sure and self._allows(claim, best)
             yield self._evidence(match.start(), best, sure, 10.0 + len(inside))
 
-    def _exact(self, spoken: Words, sentence: range, asked: Words) -> _Evidence | None:
-        """The strongest run of the sentence's words that stands in the document."""
-        best: tuple[tuple[float, float], Run] | None = None
-        context = set(spoken.folded[sentence.start : sentence.stop]) | set(asked.folded)
+    def _exact(self, claim: Piece, asked: Words) -> _Evidence | None:
+        """The strongest run of a sentence's words whose passage agrees, else the strongest."""
+        runs = sorted(self._runs(claim, asked), key=lambda ranked: ranked[0], reverse=True)
+        if not runs:
+            return None
+        sure = (pair for pair in runs[:_MAX_COMPARED] if self._bears_out(claim, pair[1], asked))
+        agreeing = next(sure, None)
+        rank, run = agreeing or runs[0]
+        at = claim.words.starts[run.first]
+        return self._evidence(at, run, agreeing is not None, rank[0])
+
+    def _runs(self, claim: Piece, asked: Words) -> list[tuple[tuple[float, float], Run]]:
+        """Runs of a sentence's words that stand in the document, each with its rank.
+
+        Of runs that end at one place only the longest is given.
+        """
+        spoken, sentence = claim.words, claim.inside
+        context = set(claim.folded()) | set(asked.folded)
+        runs: dict[tuple[int, int], tuple[tuple[float, float], Run]] = {}
+        longest = 0
         for first in sentence:
             last = _grow(spoken, first, sentence.stop)
-            if last is None:
-                break
-            if best is not None and sentence.stop - first <= best[1].last - best[1].first:
+            if last is None or sentence.stop - first <= longest:
                 break
             for n, at in enumerate(occurrences(spoken, first, last, self.words)):
                 if n >= _MAX_OCCURRENCES:
@@ -144,12 +169,43 @@ class Witness:
                 run = common_run(spoken, first, sentence.stop, self.words, at)
                 if run is None or not _is_evidence(spoken, run, asked):
                     continue
+                longest = max(longest, run.last - run.first)
                 rank = (_content_weight(spoken, run), self._context(run, context))
-                if best is None or rank > best[0]:
-                    best = (rank, run)
-        if best is None:
-            return None
-        return self._evidence(spoken.starts[best[1].first], best[1], True, best[0][0])
+                runs.setdefault((run.last, run.found_last), (rank, run))
+        return list(runs.values())
+
+    # Agreement
+
+    def _bears_out(self, claim: Piece, run: Run, asked: Words) -> bool:
+        """Whether the passage around a run says what the whole sentence says."""
+        start, end = self._place(run)
+        passage, nearby = self._passage(start, end), self._nearby(start, end)
+        return words_stand(claim, passage, nearby, asked) and self._allows(claim, run)
+
+    def _allows(self, claim: Piece, run: Run) -> bool:
+        """Whether numbers and negations of a sentence agree with the passage around a run."""
+        start, end = self._place(run)
+        passage = self._passage(start, end)
+        return (
+            numbers_stand(claim, passage)
+            and negations_stand(claim, passage)
+            and negations_kept(claim, passage, start, end)
+        )
+
+    def _passage(self, start: int, end: int) -> Piece:
+        """The sentence(s) around a find, over page breaks, cut as a quote is."""
+        text = self.document.text
+        return Piece.of(text, *self._sentence_around(start, end, *self._read()))
+
+    def _nearby(self, start: int, end: int) -> Piece:
+        """What stands around a find on the pages that it touches."""
+        first, last = self.document.page_at(start), self.document.page_at(end - 1)
+        left = max(first.start, start - _NEARBY_CHARS)
+        return Piece.of(self.document.text, left, min(last.end, end + _NEARBY_CHARS))
+
+    def _read(self) -> tuple[int, int]:
+        """Character range of the pages that were read."""
+        return self.pages[0].start, self.pages[-1].end
 
     def _context(self, run: Run, words: set[str]) -> float:
         """How many of these content words stand near a run: tells equal runs apart."""
@@ -202,8 +258,11 @@ class Witness:
         return self.document.page_at(self.words.starts[run.found_first]).number
 
     def _evidence(self, answer_at: int, run: Run, verified: bool, strength: float) -> _Evidence:
-        start, end = self.words.starts[run.found_first], self.words.ends[run.found_last - 1]
-        return _Evidence(answer_at, start, end, verified, strength)
+        return _Evidence(answer_at, *self._place(run), verified, strength)
+
+    def _place(self, run: Run) -> tuple[int, int]:
+        """Character range of a run in the document."""
+        return self.words.starts[run.found_first], self.words.ends[run.found_last - 1]
 
     def _citations(self, found: list[_Evidence]) -> list[Citation]:
         """Widen each find to its sentence, drop repetitions, verified first."""
@@ -211,7 +270,10 @@ class Witness:
         taken: list[tuple[int, int]] = []
         for evidence in sorted(found, key=lambda e: (not e.verified, e.answer_at, -e.strength)):
             page = self.document.page_at(evidence.start)
-            start, end = self._sentence_around(evidence.start, evidence.end, page)
+            start, end = evidence.start, evidence.end
+            if end > page.end:  # the find goes on overleaf
+                end = start + len(self.document.text[start : page.end].rstrip())
+            start, end = self._sentence_around(start, end, page.start, page.end)
             if any(start < right and left < end for left, right in taken):
                 continue
             taken.append((start, end))
@@ -221,12 +283,10 @@ class Witness:
                 break
         return citations
 
-    def _sentence_around(self, start: int, end: int, page: Any) -> tuple[int, int]:
-        """The sentence(s) on the page around a find, cut to MAX_QUOTE_CHARS about it."""
-        if end > page.end:  # the find goes on overleaf
-            end = start + len(self.document.text[start : page.end].rstrip())
+    def _sentence_around(self, start: int, end: int, low: int, high: int) -> tuple[int, int]:
+        """The sentence(s) in text[low:high] around a find, cut to MAX_QUOTE_CHARS about it."""
         left, right = start, end
-        near = max(page.start, start - MAX_QUOTE_CHARS), min(page.end, end + MAX_QUOTE_CHARS)
+        near = max(low, start - MAX_QUOTE_CHARS), min(high, end + MAX_QUOTE_CHARS)
         for first, last in sentence_ranges(self.document.text, *near):
             if first < end and start < last:
                 left, right = min(left, first), max(right, last)
@@ -240,6 +300,16 @@ class Witness:
             min(start, self.words.starts[inside.start]),
             max(end, self.words.ends[inside.stop - 1]),
         )
+
+
+def _sentences_around(answer: str, spoken: Words, start: int, end: int) -> Piece:
+    """The answer's sentence(s) that answer[start:end] belongs to."""
+    touched = [
+        (left, right)
+        for left, right in sentence_ranges(answer, 0, len(answer))
+        if left < end and start < right
+    ]
+    return Piece(answer, spoken, spoken.between(touched[0][0], touched[-1][1]))
 
 
 def _grow(words: Words, first: int, stop: int) -> int | None:

@@ -186,3 +186,114 @@ def test_markdown_around_the_words_does_not_matter(book: Document) -> None:
     citations = Witness(book).cite(answer, "What happened?")
     assert citations[0].verified and citations[0].page == 2
     assert normal(citations[0].quote).startswith("The youngest son rode")
+
+
+# What the passage must hold beside the run
+
+TREATY = (
+    "The treaty between France and Spain was signed in Paris on 9 June 1815 by the king.\n",
+    "The youngest son did not pay the innkeeper any of the crowns. No man knew of it.\n",
+    "He paid 1,200 crowns for the old cage. It is not true, said the wolf, that the cage was "
+    "made of gold; the golden bird sat in a cage of wood.\n",
+    "The man who had come from far lived in the mill, and did not speak to the miller.\n",
+)
+
+
+def verdicts(answer: str, question: str = "", pages: tuple[str, ...] = TREATY) -> list[bool]:
+    return [citation.verified for citation in Witness(document_of(*pages)).cite(answer, question)]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "The treaty between France and Spain was signed in Paris on 9 June 1715.",
+        "The treaty between France and Spain was signed in Paris on 3 June 1815 by the king.",
+        "On 9 June of 9 years the treaty between France and Spain was signed in Paris.",
+        "The treaty between three kings of France and Spain was signed in Paris.",
+        "In 1815 the youngest son did not pay the innkeeper any of the crowns.",
+    ],
+)
+def test_a_number_that_the_passage_does_not_hold_is_not_verified(answer: str) -> None:
+    assert verdicts(answer) == [False]
+
+
+def test_a_number_of_the_question_must_stand_in_the_passage_too() -> None:
+    answer = "The treaty between France and Spain was signed in 1715."
+    assert verdicts(answer, "Was the treaty signed in 1715?") == [False]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "The youngest son did pay the innkeeper any of the crowns.",
+        "The treaty between France and Spain was not signed in Paris.",
+        "The treaty between France and Spain was never signed in Paris by the king.",
+        "The treaty between France and Spain wasn't signed in Paris by the king.",
+        "The cage was made of gold, said the wolf.",
+    ],
+)
+def test_a_negation_added_taken_away_or_moved_is_not_verified(answer: str) -> None:
+    assert verdicts(answer) == [False]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "The youngest son didn't pay the innkeeper any of the crowns.",
+        "No, the youngest son did not pay the innkeeper any of the crowns.",
+        "The golden bird sat in a cage of wood.",
+        "The man who had come from far lived in the mill.",
+        "The treaty was signed in Paris on 9 June 1815 by the king.",
+    ],
+)
+def test_negations_and_numbers_that_agree_are_verified(answer: str) -> None:
+    assert verdicts(answer) == [True]
+
+
+def test_a_negation_of_another_language_that_was_taken_away_is_not_verified() -> None:
+    pages = ("Der K\u00f6nig hat den Vertrag mit Spanien nicht in Paris unterschrieben.\n",)
+    assert verdicts(
+        "Der K\u00f6nig hat den Vertrag mit Spanien in Paris unterschrieben.", "", pages
+    ) == [False]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "The treaty between France and Spain was signed in London.",
+        "The treaty between France and Spain ended a long and bitter war over the colonies.",
+    ],
+)
+def test_a_run_does_not_verify_a_sentence_that_says_something_else(answer: str) -> None:
+    assert verdicts(answer, "Where was it signed?") == [False]
+
+
+def test_words_of_the_question_may_stand_beside_the_passage(book: Document) -> None:
+    question = "What did the prince pay for the golden bird's cage?"
+    (true,) = Witness(book).cite("The prince paid 1,200 crowns for the cage.", question)
+    assert true.verified and true.page == 3
+    question = "What did the prince pay for the horse?"
+    found = Witness(book).cite("The prince paid 1,200 crowns for the horse.", question)
+    assert [citation.verified for citation in found] == [False]
+
+
+def test_of_runs_the_one_whose_passage_agrees_is_cited() -> None:
+    pages = (
+        "In 1736 the silver ship left the quiet harbour at dawn with the captain.\n",
+        "In 1743 the silver ship left the quiet harbour at dusk.\n",
+    )
+    (citation,) = Witness(document_of(*pages)).cite(
+        "The silver ship left the quiet harbour in 1743.", "When did the captain leave at dawn?"
+    )
+    assert citation.verified and citation.page == 2
+
+
+def test_a_quotation_does_not_verify_the_number_beside_it(book: Document) -> None:
+    (citation,) = Witness(book).cite('In 1743 he found the "golden bird".')
+    assert not citation.verified and citation.page == 3
+
+
+def test_a_quotation_does_not_verify_what_is_denied(book: Document) -> None:
+    (citation,) = Witness(book).cite('He never met a "grey wolf".', "Whom did he meet?")
+    assert not citation.verified and citation.page == 2
+    assert verdicts('"the innkeeper"', "Whom did the youngest son pay?") == [False]
