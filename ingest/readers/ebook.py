@@ -8,8 +8,9 @@ the chapter and the paragraph, never a laid-out page.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ LAYOUT_HEIGHT = 1_000_000
 LAYOUT_FONT_SIZE = 11
 _HEADING_SIZE = 1.15 * LAYOUT_FONT_SIZE
 _ANCHOR_SLACK = 6.0  # points that a heading's box may begin above its anchor
+_HEADING_REACH = 100.0  # points below an anchor where the heading that it names may stand
 _NO_PICTURE_TEXT = "[Image unavailable.]"  # what MuPDF prints for a picture it cannot find
 
 
@@ -78,7 +80,7 @@ def read_ebook(request: Request, on_page: Callable[[int, int], None]) -> Parsed:
         anchors = _anchors(doc)
         title = _title(doc, request.path)
         warnings.extend(mupdf_notes())
-    pages, starts = _chapters(placed, anchors)
+    pages, starts = _chapters(placed, _at_headings(anchors, placed))
     chosen = choose(pages, request.pages, request.limits.max_pages, what)
     numbers = {page.number for page in chosen}
     return Parsed(
@@ -161,24 +163,52 @@ def _anchors(doc: Any) -> list[_Anchor]:
 
 
 def _resolve(doc: Any, uri: str, index: int) -> tuple[int, float]:
-    try:
-        place = doc.resolve_link(uri)
-    except mupdf_errors():
-        return index, 0.0
-    if len(place) == 3 and isinstance(place[0], int) and place[0] >= 0:
-        return place[0], max(float(place[2]), 0.0)
+    """Laid-out page and height of a target; without one, the top of page `index`. Of a FictionBook
+    the contents name a place in the file itself without the "#" that makes it one."""
+    for target in (uri, f"#{uri}"):
+        try:
+            place = doc.resolve_link(target)
+        except mupdf_errors():
+            continue  # a name that no link has: the chapter keeps the page that the contents say
+        if len(place) == 3 and isinstance(place[0], int) and place[0] >= 0:
+            return place[0], max(float(place[2]), 0.0)
     return index, 0.0
+
+
+def _at_headings(anchors: list[_Anchor], placed: list[_Placed]) -> list[_Anchor]:
+    """Anchors at the headings that they name, where one stands near: MuPDF counts the height of a
+    target without the page's upper margin, whose size is the book's choice."""
+    places = [(item.page, item.y) for item in placed]
+    settled = []
+    for anchor in anchors:
+        first = bisect_left(places, (anchor.page, anchor.y - _ANCHOR_SLACK))
+        last = bisect_left(places, (anchor.page, anchor.y + _HEADING_REACH))
+        near = (item for item in placed[first:last] if _is_named(item.block, anchor.title))
+        heading = next(near, None)
+        settled.append(anchor if heading is None else replace(anchor, y=heading.y))
+    return sorted(settled, key=lambda anchor: (anchor.page, anchor.y))
+
+
+def _is_named(block: Block, title: str) -> bool:
+    """Whether a block is the heading of this title, with or without a number before it."""
+    text, name = _letters(block.text[: 2 * len(title) + 20]), _letters(title)
+    return bool(text and name) and (text.endswith(name) or name.endswith(text))
+
+
+def _letters(text: str) -> str:
+    return "".join(char for char in text.casefold() if char.isalnum())
 
 
 def _chapters(
     placed: list[_Placed], anchors: list[_Anchor]
 ) -> tuple[list[RawPage], list[TocEntry]]:
-    """Cut the paragraphs where the contents point (levels 1 and 2), and at chapter files that
-    begin with a heading of their own. Deeper entries only appear in the table of contents."""
+    """Cut the paragraphs where the contents point (levels 1 and 2), at chapter files that begin
+    with a heading of their own and, in a book without contents, at headings that follow other
+    text. Deeper entries only appear in the table of contents."""
     titled: list[tuple[str, list[Block]]] = []
     contents: list[tuple[_Anchor, Block]] = []
     waiting = list(anchors)
-    previous_page = -1
+    previous: _Placed | None = None
     for item in placed:
         due = []
         while waiting and _reached(waiting[0], item):
@@ -186,19 +216,33 @@ def _chapters(
         contents.extend((anchor, item.block) for anchor in due)
         cuts = [anchor for anchor in due if anchor.level <= SPLIT_LEVEL]
         if cuts:
-            titled.append((label_of(cuts[0].title), []))
-        elif item.page != previous_page and _is_heading(item.block):
+            titled.append((label_of(_nearest(cuts, item).title), []))
+        elif _begins_chapter(item, previous, bool(anchors)):
             titled.append((label_of(item.block.text), []))
         elif not titled:
             titled.append((START_LABEL if anchors else "Chapter 1", []))
-        elif item.page != previous_page and not anchors:
+        elif not anchors and previous is not None and item.page != previous.page:
             titled.append((f"Chapter {len(titled) + 1}", []))
-        previous_page = item.page
+        previous = item
         titled[-1][1].append(item.block)
     pages, _ = number_sections(titled)
     page_of = {id(block): page.number for page in pages for block in page.blocks}
     toc = [TocEntry(anchor.level, anchor.title, page_of[id(block)]) for anchor, block in contents]
     return pages, toc
+
+
+def _begins_chapter(item: _Placed, previous: _Placed | None, has_contents: bool) -> bool:
+    if not _is_heading(item.block):
+        return False
+    if previous is None or item.page != previous.page:
+        return True
+    return not has_contents and not _is_heading(previous.block)
+
+
+def _nearest(due: list[_Anchor], item: _Placed) -> _Anchor:
+    """Of entries that no text stood between: the first that leads to this page, or else the last.
+    Those before it lead to pages of pictures."""
+    return next((anchor for anchor in due if anchor.page == item.page), due[-1])
 
 
 def _reached(anchor: _Anchor, item: _Placed) -> bool:

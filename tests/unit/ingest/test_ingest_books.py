@@ -312,3 +312,44 @@ def test_rows_of_a_table_in_an_epub_stay_whole(tmp_path: Path) -> None:
     first, second = document.text.split("\n")[0], document.text.split("\n")[-1]
     assert " ".join(first.split()) == f"Ulm {cell}126000"
     assert " ".join(second.split()) == "Bonn Beethoven 330000"
+
+
+def test_chapters_of_an_fb2_have_their_own_titles(tmp_path: Path) -> None:
+    sections = "".join(
+        f"<section><title><p>Chapter {i}</p></title>"
+        + "".join(f"<p>In chapter {i} paragraph {k} tells it. {LONG}</p>" for k in range(20))
+        + "</section>"
+        for i in range(1, 4)
+    )
+    path = tmp_path / "b.fb2"
+    path.write_text(
+        '<?xml version="1.0" encoding="utf-8"?><FictionBook xmlns="http://www.gribuser.ru/xml/'
+        f'fictionbook/2.0"><description/><body>{sections}</body></FictionBook>',
+        encoding="utf-8",
+    )
+    document = read_here(path)
+    for i in range(1, 4):
+        for k in (0, 18, 19):
+            found = document.page_at(document.text.index(f"In chapter {i} paragraph {k} "))
+            assert found.label == f"Chapter {i}"
+    assert [(t.title, t.page) for t in document.toc] == [(f"Chapter {i}", i) for i in (1, 2, 3)]
+
+
+def test_a_book_without_contents_is_cut_at_its_headings(tmp_path: Path) -> None:
+    chapters = (f"<h1>Chapter {i}</h1><p>Text {i}.</p>" for i in range(1, 4))
+    html = f"<html><body>{''.join(chapters)}</body></html>"
+    document = read_here(make_mobi(tmp_path / "b.mobi", html))
+    assert [page.label for page in document.pages] == ["Chapter 1", "Chapter 2", "Chapter 3"]
+    assert document.page_at(document.text.index("Text 3")).label == "Chapter 3"
+
+
+def test_a_picture_page_does_not_give_its_name_to_the_next_chapter(tmp_path: Path) -> None:
+    picture = '<p><img src="none.png"/></p>'
+    chapters = [
+        ("Cover", picture),
+        ("Chapter 1", "<p>Text of one.</p>"),
+        ("Part Two", picture),
+        ("Chapter 2", "<p>Text of two.</p>"),
+    ]
+    document = read_here(make_epub(tmp_path / "b.epub", chapters))
+    assert [page.label for page in document.pages] == ["Chapter 1", "Chapter 2"]
