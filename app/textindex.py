@@ -1,8 +1,11 @@
 """The words of a document in a form that survives line breaks, hyphens, ligatures and case.
 
 Letters are compared, not spacing: the text is reduced to one stream of folded letters and digits,
-and every word remembers where it begins in the stream and in the text. Two passages match where
+and every word remembers where it stands in the stream and in the text. Two passages match where
 their streams are equal and both begin and end at word boundaries.
+
+Numbers are compared as they are written: sign, decimal point and decimal comma count, the marks
+between thousands do not, and two numbers beside each other never make a third.
 """
 
 from __future__ import annotations
@@ -16,10 +19,26 @@ from dataclasses import dataclass
 # Scripts written without spaces: each character counts as a word.
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0e7f"
 _MARKS = "\u0300-\u036f\u00ad"  # combining accents, soft hyphen
+_LETTER = rf"(?![{_UNSPACED}])[^\W_]"
+_CURRENCY = "$\u00a3\u20ac\u00a5"
+_MINUS = "-\u2212\u2013"
+_THOUSANDS = "'\u2019\u00a0\u2009\u202f"  # between groups of three digits, and nowhere else
+_RAISED = "\u2070\u00b9\u00b2\u00b3\u2074-\u2079"
+# A dash is a sign and a point a decimal point only where nothing goes before them.
+_SIGN = rf"(?<![\w.,%)\]{_MINUS}\u2014])[{_MINUS}](?=[{_CURRENCY}]?\.?\d)[{_CURRENCY}]?"
+_POINT = r"(?<![\w.,;:!?%)\]\"'\u2019\u201d])\.(?=\d)"
+_DIGITS = rf"\d+(?:[.,]\d+|[{_THOUSANDS}]\d{{3}}(?!\d))*"
 _WORD = re.compile(
-    rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])[^\W_])(?:(?![{_UNSPACED}])[^\W_]|[{_MARKS}]|['\u2019](?=[^\W_]))*"
+    rf"[{_UNSPACED}]"
+    rf"|(?:(?:{_SIGN})?(?:{_POINT})?{_DIGITS}(?:[\u207a\u207b]?[{_RAISED}]+)?|{_LETTER})"
+    rf"(?:{_LETTER}|[{_MARKS}]|(?<!\d)['\u2019](?=[^\W_])|['\u2019](?=[^\W\d_]))*"
+)
+_NUMBER = re.compile(rf"([{_MINUS}]?)[{_CURRENCY}]?(\.?{_DIGITS})([\u207a\u207b{_RAISED}]?)")
+_GROUPED = re.compile(
+    rf"[1-9]\d{{0,2}}(?:(?:(?:,\d{{3}})+|(?:[{_THOUSANDS}]\d{{3}})+)(?:\.\d+)?|(?:\.\d{{3}}){{2,}})"
 )
 _DROPPED = re.compile("[\u00ad'\u2019]")
+_BETWEEN_NUMBERS = "\x1f"  # in the stream, so that 5-7 is not 57
 _SENTENCE_END = re.compile(r"[.!?\u3002\uff01\uff1f](?:[\"'\u2019\u201d)\]]*)(?=\s|$)|\n[ \t]*\n")
 
 _ABBREVIATED = "st mr mrs ms dr prof rev hon gen col capt lt sgt jr sr vs cf fig no vol pp art sec"
@@ -45,10 +64,33 @@ STOPWORDS = frozenset(_STOPWORDS.split())
 
 def fold(word: str) -> str:
     """One word as it is compared: NFKC, case folded, without apostrophes and soft hyphens."""
+    if number := _NUMBER.match(word):
+        power = "^" if number.group(3) else ""
+        rest = word[number.start(3) :]
+        return _fold_number(number.group(1), number.group(2)) + power + _fold_letters(rest)
+    return _fold_letters(word)
+
+
+def _fold_letters(word: str) -> str:
     if word.isascii():
         return word.lower().replace("'", "")
     folded = unicodedata.normalize("NFKC", _DROPPED.sub("", word)).casefold()
     return unicodedata.normalize("NFKC", folded)
+
+
+def _fold_number(sign: str, digits: str) -> str:
+    """A number as it is compared: "-" for any minus, a digit before the point, no thousands."""
+    if _GROUPED.fullmatch(digits):
+        digits = _ungrouped(digits)
+    elif digits.startswith("."):
+        digits = "0" + digits
+    return ("-" if sign else "") + unicodedata.normalize("NFKC", digits)
+
+
+def _ungrouped(digits: str) -> str:
+    """Digits without the marks between thousands; "1.200.000" has points for them."""
+    marks = "." if digits.count(".") > 1 else "," + _THOUSANDS
+    return "".join(char for char in digits if char not in marks)
 
 
 def is_content(word: str) -> bool:
@@ -63,13 +105,14 @@ def word_weight(word: str) -> float:
 
 @dataclass(frozen=True)
 class Words:
-    """The words of a text: folded forms, character ranges in the text, offsets in the stream."""
+    """The words of a text: folded forms, character ranges in the text, ranges in the stream."""
 
     folded: list[str]
     starts: list[int]
     ends: list[int]
     stream: str
-    offsets: list[int]  # offsets[i] is where word i begins in the stream; one more for its end
+    offsets: list[int]  # where each word begins in the stream
+    stops: list[int]  # where it ends there
 
     def __len__(self) -> int:
         return len(self.folded)
@@ -77,18 +120,25 @@ class Words:
     @classmethod
     def of(cls, text: str, start: int = 0, end: int | None = None) -> Words:
         """Split text[start:end] into words; character ranges count from the beginning of text."""
-        folded, starts, ends, offsets = [], [], [], [0]
+        folded: list[str] = []
+        stream: list[str] = []
+        starts, ends, offsets, stops = [], [], [], []
         at = 0
         for match in _WORD.finditer(text, start, len(text) if end is None else end):
             word = fold(match.group())
             if not word:
                 continue
+            if folded and word[0].isdigit() and folded[-1][-1].isdigit():
+                stream.append(_BETWEEN_NUMBERS)
+                at += len(_BETWEEN_NUMBERS)
             folded.append(word)
+            stream.append(word)
             starts.append(match.start())
             ends.append(match.end())
-            at += len(word)
             offsets.append(at)
-        return cls(folded, starts, ends, "".join(folded), offsets)
+            at += len(word)
+            stops.append(at)
+        return cls(folded, starts, ends, "".join(stream), offsets, stops)
 
     def between(self, start: int, end: int) -> range:
         """Indices of the words that lie wholly inside a character range."""
@@ -111,28 +161,29 @@ def common_run(part: Words, first: int, last: int, whole: Words, at: int) -> Run
     Both ends must be word boundaries in both texts; None if not even one word agrees.
     """
     a, b = part.offsets[first], whole.offsets[at]
-    longest = min(part.offsets[last] - a, len(whole.stream) - b)
+    longest = min(part.stops[last - 1] - a, len(whole.stream) - b)
     n = _common_prefix(part.stream, a, whole.stream, b, longest)
-    end = bisect_right(part.offsets, a + n) - 1
+    end = bisect_right(part.stops, a + n)
     while end > first:
-        found_end = bisect_left(whole.offsets, b + part.offsets[end] - a)
-        if whole.offsets[found_end] == b + part.offsets[end] - a:
-            return Run(first, end, at, found_end)
+        stop = b + part.stops[end - 1] - a
+        found_last = bisect_left(whole.stops, stop)
+        if whole.stops[found_last] == stop:
+            return Run(first, end, at, found_last + 1)
         end -= 1
     return None
 
 
 def occurrences(part: Words, first: int, last: int, whole: Words) -> Iterator[int]:
     """Word indices of `whole` at which part's words first..last-1 stand, word for boundary."""
-    needle = part.stream[part.offsets[first] : part.offsets[last]]
-    if not needle:
+    if last <= first:
         return
+    needle = part.stream[part.offsets[first] : part.stops[last - 1]]
     found = whole.stream.find(needle)
     while found >= 0:
         word = bisect_left(whole.offsets, found)
         end = found + len(needle)
-        stop = bisect_left(whole.offsets, end)
-        if whole.offsets[word] == found and whole.offsets[stop] == end and word < len(whole):
+        begins = word < len(whole) and whole.offsets[word] == found
+        if begins and whole.stops[bisect_left(whole.stops, end)] == end:
             yield word
         found = whole.stream.find(needle, found + 1)
 

@@ -297,3 +297,18 @@ def test_a_quotation_does_not_verify_what_is_denied(book: Document) -> None:
     (citation,) = Witness(book).cite('He never met a "grey wolf".', "Whom did he meet?")
     assert not citation.verified and citation.page == 2
     assert verdicts('"the innkeeper"', "Whom did the youngest son pay?") == [False]
+
+
+@pytest.mark.parametrize(
+    ("page", "answer"),
+    [
+        ("The city had 1.5 million inhabitants in 1900.", "15 million inhabitants in 1900"),
+        ("A share costs 12.00 dollars at the door.", "1,200 dollars at the door, a share costs"),
+        ("The paint takes 5-7 days to dry.", "The paint takes 57 days to dry."),
+        ("It rises 2.5% a year in every province.", "It rises 25% a year in every province."),
+        ("The balance is -300 euros today.", "The balance is 300 euros today."),
+    ],
+)
+def test_points_signs_and_dashes_make_another_number(page: str, answer: str) -> None:
+    assert verdicts(answer, "", (page + "\n",)) == [False]
+    assert verdicts(page, "", (page + "\n",)) == [True]

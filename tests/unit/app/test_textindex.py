@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.textindex import Words, common_run, fold, occurrences, sentence_ranges
+from app.textindex import Run, Words, common_run, fold, occurrences, sentence_ranges
 
 
 def found(needle: str, text: str) -> list[str]:
@@ -31,6 +31,18 @@ def found(needle: str, text: str) -> list[str]:
         ("cafe\u0301 is open", "the caf\u00e9 is open", "caf\u00e9 is open"),
         ("hand\u00adwritten notes", "my handwritten notes", "handwritten notes"),
         ("stra\u00dfe 12", "in der STRASSE 12", "STRASSE 12"),
+        ("1,200,000 men", "all 1200000 men", "1200000 men"),
+        ("1200 men", "all 1\u202f200 men", "1\u202f200 men"),
+        ("1200 men", "all 1'200 men", "1'200 men"),
+        ("-300 euros", "some \u2212300 euros", "\u2212300 euros"),
+        ("-$300 now", "it is -300 now", "-300 now"),
+        ("pages 5\u20137", "see pages 5-7", "pages 5-7"),
+        ("$1.50 a day", "at 1.50 a day", "1.50 a day"),
+        ("covid19 is over", "Covid-19 is over", "Covid-19 is over"),
+        ("0.5 percent", "but .5 percent", ".5 percent"),
+        ("5 kg of it", "has 5kg of it", "5kg of it"),
+        ("the 1990s ended", "as the 1990's ended", "the 1990's ended"),
+        ("in 1815", "He died in 1815.\u201d", "in 1815"),
         (
             "\u5929\u4e0b\u5927\u4e8b",
             "\u300c\u5929\u4e0b\u5927\n\u4e8b\u300d",
@@ -51,6 +63,21 @@ def test_finds_words_across_breaks_hyphens_ligatures_and_case(
         ("art is", "the artist is"),
         ("cat sat", "the cats sat"),
         ("12 men", "112 men"),
+        ("15 million", "1.5 million"),
+        ("5 million", "1.5 million"),
+        ("1200 men", "12.00 men"),
+        ("57 days", "5-7 days"),
+        ("57 inches", "5'7 inches"),
+        ("5 percent", ".5 percent"),
+        ("25% a year", "2.5% a year"),
+        ("1.25 a year", "12.5 a year"),
+        ("300 euros", "-300 euros"),
+        ("300 euros", "\u2212\u20ac300 euros"),
+        ("12 3 men", "1 23 men"),
+        ("105 cells", "10\u2075 cells"),
+        ("125 miles", "12\u00bd miles"),
+        ("212 miles", "2\u00bd miles"),
+        ("0125 miles", "0,125 miles"),
     ],
 )
 def test_a_match_begins_and_ends_at_word_boundaries(needle: str, text: str) -> None:
@@ -86,10 +113,14 @@ def test_abbreviations_and_initials_end_no_sentence(text: str) -> None:
 @given(st.text(max_size=60))
 def test_every_word_knows_where_it_stands(text: str) -> None:
     words = Words.of(text)
-    assert words.offsets[-1] == len(words.stream)
     for index, folded in enumerate(words.folded):
         piece = text[words.starts[index] : words.ends[index]]
-        assert (
-            fold(piece) == folded == words.stream[words.offsets[index] : words.offsets[index + 1]]
-        )
+        assert fold(piece) == folded == words.stream[words.offsets[index] : words.stops[index]]
     assert words.starts == sorted(words.starts)
+
+
+@given(st.lists(st.sampled_from(["1", "15", ".5", "a", "-", ",200", " "]), max_size=8).map("".join))
+def test_a_text_stands_in_itself(text: str) -> None:
+    words = Words.of(text)
+    if len(words):
+        assert common_run(words, 0, len(words), words, 0) == Run(0, len(words), 0, len(words))
