@@ -21,7 +21,7 @@ from engine.memory import give_back_freed
 from engine.places import Places
 from engine.pruning import pruned
 from engine.quantisation import QuantConfig
-from engine.read_layer import ReadLayer, attend_within, pack, rotate_group
+from engine.read_layer import ReadLayer, attend_within, history_of, pack, rotate_group
 from engine.refit import References, refitted, set_aside
 from engine.rows import Rows
 from engine.scoring import LayerStep, Scorer, group_mean
@@ -282,7 +282,7 @@ class ChunkStore:
         q_rot = rotate_group(cache.rotary, q, positions)
         k_rot = cache.rotary.rotate(k, positions)
         if kernels.fuses(k.device):
-            history = ReadLayer.of(cache, kept.layer, self._places).flat(kept.layer.offsets)
+            history = history_of(cache, kept.layer, self._places)
             out, each = kernels.attend_chunk(q_rot, k_rot, v, history, scale)
             lse = each.reshape(geometry.n_kv_heads, -1)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -41,10 +42,8 @@ class ReadLayer:
         if not layer.offsets[-1]:
             return cls(None, places.starts(layer), empty)
         entries = TurnedEntries.room(layer.lengths, head_dim, dtype, device)
-        for head in range(len(layer.lengths)):
-            keys = layer.keys.floats(head, dtype)
-            turned = cache.rotary.look_up(keys, places.of_head(layer, head), *places.turns)
-            entries.lay(head, turned, layer.values.floats(head, dtype))
+        for head, (keys, values) in enumerate(turned_heads(cache, layer, places)):
+            entries.lay(head, keys, values)
         return cls(entries, places.starts(layer), empty)
 
     def attend(self, packed_q: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
@@ -55,14 +54,6 @@ class ReadLayer:
         if self.entries is None:
             return None
         return kernels.attend_turned(packed_q, self.entries, scale)
-
-    def flat(self, offsets: tuple[int, ...]) -> kernels.History | None:
-        """Head after head in flat tensors; None if there is nothing."""
-        if not offsets[-1]:
-            return None
-        keys, values = (torch.cat([x[0] for x in s]) for s in (self.heads(), self.value_heads()))
-        where = torch.tensor(offsets, dtype=torch.int32, device=keys.device)
-        return kernels.History(keys, values, where)
 
     def heads(self) -> list[Tensor]:
         """The rotated keys of each KV head, copied: [1, length, head_dim]."""
@@ -77,6 +68,25 @@ class ReadLayer:
         if self.entries is None:
             return [self.empty[None]] * n_heads
         return [self.entries.values(head)[None] for head in range(n_heads)]
+
+
+def turned_heads(
+    cache: DocCache, layer: LayerCache, places: Places
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each head's keys, turned, and values in the computing dtype: [length, head_dim]."""
+    for head in range(len(layer.lengths)):
+        keys = layer.keys.floats(head, cache.compute_dtype)
+        turned = cache.rotary.look_up(keys, places.of_head(layer, head), *places.turns)
+        yield turned, layer.values.floats(head, cache.compute_dtype)
+
+
+def history_of(cache: DocCache, layer: LayerCache, places: Places) -> kernels.History | None:
+    """A layer's entries as a chunk's kernel takes them, head after head; None if there are none."""
+    if not layer.offsets[-1]:
+        return None
+    keys, values = zip(*turned_heads(cache, layer, places), strict=True)
+    where = torch.tensor(layer.offsets, dtype=torch.int32, device=layer.positions.device)
+    return kernels.History(torch.cat(keys), torch.cat(values), where)
 
 
 def pack(q: Tensor, n_kv_heads: int) -> Tensor:
