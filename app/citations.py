@@ -34,6 +34,7 @@ from app.textindex import (
 
 if TYPE_CHECKING:
     from ingest import Document
+    from ingest.document import Page
 
 MIN_RUN_WORDS = 4
 MIN_RUN_CONTENT = 2
@@ -269,10 +270,7 @@ class Witness:
         citations: list[Citation] = []
         taken: list[tuple[int, int]] = []
         for evidence in sorted(found, key=lambda e: (not e.verified, e.answer_at, -e.strength)):
-            page = self.document.page_at(evidence.start)
-            start, end = evidence.start, evidence.end
-            if end > page.end:  # the find goes on overleaf
-                end = start + len(self.document.text[start : page.end].rstrip())
+            page, start, end = self._largest_part(evidence.start, evidence.end)
             start, end = self._sentence_around(start, end, page.start, page.end)
             if any(start < right and left < end for left, right in taken):
                 continue
@@ -282,6 +280,18 @@ class Witness:
             if len(citations) == MAX_CITATIONS:
                 break
         return citations
+
+    def _largest_part(self, start: int, end: int) -> tuple[Page, int, int]:
+        """The page that holds most of a find's content words, the first of equals, and its part."""
+        parts = []
+        for page in self.document.pages_between(start, end):
+            left, right = max(start, page.start), min(end, page.end)
+            inside = self.words.between(left, right)
+            words = self.words.folded[inside.start : inside.stop]
+            parts.append((_weight(filter(is_content, words)), page, left, right))
+        _, page, left, right = max(parts, key=lambda part: part[0])
+        piece = self.document.text[left:right]
+        return page, right - len(piece.lstrip()), left + len(piece.rstrip())
 
     def _sentence_around(self, start: int, end: int, low: int, high: int) -> tuple[int, int]:
         """The sentence(s) in text[low:high] around a find, cut to MAX_QUOTE_CHARS about it."""

@@ -143,6 +143,41 @@ def test_a_run_across_a_page_break_is_cited_where_it_begins() -> None:
     assert citation.quote == "Far away the silver ship left"
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "quote"),
+    [
+        (
+            "On page one we only hear of a house. The\n",
+            "silver ship left the quiet harbour at dawn.\n",
+            "silver ship left the quiet harbour at dawn.",
+        ),
+        (
+            "We hear of something else. The silver ship left the quiet harbour at\n",
+            "dawn. Nothing was heard of it.\n",
+            "The silver ship left the quiet harbour at",
+        ),
+    ],
+)
+def test_a_run_across_a_page_break_is_cited_where_most_of_it_stands(
+    first: str, second: str, quote: str
+) -> None:
+    book = document_of(first, second)
+    (citation,) = Witness(book).cite("The silver ship left the quiet harbour at dawn.")
+    page = 1 if quote in first else 2
+    assert citation == Citation(page, str(page), quote, True)
+
+
+def test_a_run_over_three_pages_is_cited_from_the_one_between() -> None:
+    book = document_of("Then the\n", "silver ship left the quiet harbour\n", "at dawn. The end.\n")
+    (citation,) = Witness(book).cite("The silver ship left the quiet harbour at dawn.")
+    assert citation == Citation(2, "2", "silver ship left the quiet harbour", True)
+
+
+def test_a_word_that_itself_runs_over_the_page_break_is_cited() -> None:
+    (citation,) = Witness(document_of("a king", "dom\n")).cite('"kingdom"')
+    assert citation == Citation(1, "1", "a king", True)
+
+
 def test_long_sentences_are_cut_around_the_find() -> None:
     filler = "and so on and so forth with many little things " * 40
     book = document_of(filler + "the crimson key opened the hidden door " + filler)
