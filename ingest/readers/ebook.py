@@ -37,7 +37,7 @@ LAYOUT_FONT_SIZE = 11
 _HEADING_SIZE = 1.15 * LAYOUT_FONT_SIZE
 _ANCHOR_SLACK = 6.0  # points that a heading's box may begin above its anchor
 _HEADING_REACH = 100.0  # points below an anchor where the heading that it names may stand
-_NO_PICTURE_TEXT = "[Image unavailable.]"  # what MuPDF prints for a picture it cannot find
+_NO_PICTURE_TEXTS = ("[Image unavailable.]", "[image]")  # MuPDF's for a picture it cannot find
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _read_blocks(
             block.text = block.text.replace("-\u2060 ", "-").replace("\u2060", "")
             y = block.rect[1] if block.rect else 0.0
             block.rect = None
-            if block.text != _NO_PICTURE_TEXT:
+            if block.text not in _NO_PICTURE_TEXTS:
                 placed.append(_Placed(block, index, y))
     return placed, pictures
 

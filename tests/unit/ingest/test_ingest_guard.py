@@ -39,7 +39,7 @@ def test_open_document_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert isinstance(document, Document)
     assert document.text == "A page of text.\n\nAnother one."
     assert len(document.sha256) == 64
-    assert document.parser_version.startswith("2+pymupdf-")
+    assert document.parser_version.startswith("3+pymupdf-")
     assert capfd.readouterr() == ("", "")
 
 
