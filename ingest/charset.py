@@ -14,8 +14,23 @@ _BOMS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _DECLARED = re.compile(
-    rb"""(?:<\?xml[^>]{0,200}?encoding|<meta[^>]{0,200}?charset)\s*=\s*["']?([A-Za-z0-9_.:-]{2,40})"""
+    rb"""(?:<\?xml[^>]{0,200}?encoding|<meta[^>]{0,200}?charset)\s*=\s*["']?([A-Za-z0-9_.:-]{2,40})""",
+    re.IGNORECASE,
 )
+# what pages mean by these names, after the labels of encoding.spec.whatwg.org
+_MEANT = {
+    "ascii": "cp1252",
+    "iso8859-1": "cp1252",
+    "iso8859-9": "cp1254",
+    "iso8859-11": "cp874",
+    "tis-620": "cp874",
+    "gb2312": "gb18030",
+    "gbk": "gb18030",
+    "shift_jis": "cp932",
+    "euc_kr": "cp949",
+    "big5": "cp950",
+}
+_PLAIN = "\t\n\r\f\x1b"  # control characters of texts; ESC begins the colours of a terminal
 _MULTIBYTE = ("shift_jis", "euc_jp", "gb18030", "big5", "euc_kr")
 _SAMPLE_BYTES = 65536
 _ASCII_PROBE = rb"<p> Az09 +AGE- \x41 \u0042"  # an escape in some codecs that are no encodings
@@ -83,7 +98,7 @@ def _is_utf8(text: str, bad: list[int], named: str | None) -> bool:
 def _checked(text: str, encoding: str, *, guessed: bool, undecoded: int = 0) -> Decoded | None:
     """None where the decoded characters say "binary": many control or undecodable ones."""
     sample = text[:_SAMPLE_BYTES]
-    bad = sum(1 for char in sample if char == "\ufffd" or (char < " " and char not in "\t\n\r\f"))
+    bad = sum(1 for char in sample if char == "\ufffd" or (char < " " and char not in _PLAIN))
     bad += sum(1 for char in sample if "\x7f" <= char < "\xa0")
     if bad > max(4, 0.02 * len(sample)):
         return None
@@ -91,8 +106,9 @@ def _checked(text: str, encoding: str, *, guessed: bool, undecoded: int = 0) -> 
 
 
 def _declared_encoding(data: bytes) -> str | None:
-    """The encoding that an XML or HTML head names, or None. A head in 8-bit letters that names
-    UTF-16 or UTF-32 means UTF-8, as the HTML standard has it."""
+    """The encoding that an XML or HTML head means, or None. A head in 8-bit letters that names
+    UTF-16 or UTF-32 means UTF-8, and older names mean their Windows supersets, as the HTML
+    standard has it."""
     match = _DECLARED.search(data[:4096])
     if match is None:
         return None
@@ -100,6 +116,7 @@ def _declared_encoding(data: bytes) -> str | None:
         name = codecs.lookup(match[1].decode("ascii")).name
         if name.startswith(("utf-16", "utf-32")):
             return "utf-8"
+        name = _MEANT.get(name, name)
         probed = _ASCII_PROBE.decode(name, errors="replace")
         return name if probed == _ASCII_PROBE.decode("ascii") else None
     except (LookupError, UnicodeError):

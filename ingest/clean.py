@@ -43,8 +43,10 @@ def _build_table() -> dict[int, str | None]:
     table.update({ord(space): " " for space in _SPACES})
     table.update({ord(char): None for char in _INVISIBLE})
     table.update({code: None for code in range(0x20) if chr(code) not in "\t\n"})
-    table.update(dict.fromkeys(range(0x7F, 0xA0)))
-    table[0x85] = table[0x2028] = "\n"
+    table[0x7F] = None
+    for code in range(0x80, 0xA0):  # "&#151;" of a book means a dash of Windows-1252
+        table[code] = bytes([code]).decode("cp1252", errors="ignore") or None
+    table[0x2028] = "\n"
     table[0x2029] = "\n"
     return table
 

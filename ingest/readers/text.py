@@ -19,6 +19,7 @@ _HEADING = re.compile(
     r"\b.{0,60}",
     re.IGNORECASE,
 )
+_COLOUR = re.compile(r"\x1b\[[0-9;]*[mK]")
 _MIN_HEADINGS = 2
 _LONG_PARAGRAPH = 6000
 
@@ -52,7 +53,7 @@ def normal_text(decoded: Decoded | None, name: str) -> str:
     if decoded is None:
         raise NotADocument(f"{name} holds no text.", "Choose a document.")
     text = decoded.text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-    text = text.replace("\f", "\n").replace("\0", "")
+    text = _COLOUR.sub("", text.replace("\f", "\n").replace("\0", ""))
     if not text.strip():
         raise EmptyDocument("The file holds nothing but blank space.", "Choose another file.")
     return text

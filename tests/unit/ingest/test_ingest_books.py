@@ -353,3 +353,9 @@ def test_a_picture_page_does_not_give_its_name_to_the_next_chapter(tmp_path: Pat
     ]
     document = read_here(make_epub(tmp_path / "b.epub", chapters))
     assert [page.label for page in document.pages] == ["Chapter 1", "Chapter 2"]
+
+
+def test_numeric_references_of_windows_letters_are_read_in_an_epub(tmp_path: Path) -> None:
+    body = "<p>boiler sop&#151;wan grade, don&#146;t</p>"
+    document = read_here(make_epub(tmp_path / "b.epub", [("One", body)]))
+    assert document.text == "boiler sop\u2014wan grade, don\u2019t"

@@ -120,3 +120,52 @@ def test_a_page_that_says_utf8_and_mostly_is_stays_utf8() -> None:
     decoded = decode(data, declared=True)
     assert decoded is not None
     assert (decoded.encoding, decoded.undecoded) == ("utf-8", 2)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        '<META HTTP-EQUIV="Content-Type" CONTENT="text/html; CHARSET={0}">',
+        "<META CHARSET='{0}'>",
+        '<?XML VERSION="1.0" ENCODING="{0}"?>',
+    ],
+)
+def test_an_encoding_named_in_capitals_is_taken(tmp_path: Path, head: str) -> None:
+    path = tmp_path / "b.html"
+    markup = f"{head.format('windows-1251')}<TITLE>Страница</TITLE><P>Привет мир"
+    path.write_bytes(markup.encode("cp1251"))
+    document = read_here(path)
+    assert (document.title, document.text) == ("Страница", "Привет мир")
+    assert not codes(document)
+
+
+@pytest.mark.parametrize(
+    ("charset", "meant", "text"),
+    [
+        ("iso-8859-1", "cp1252", "“Don’t go,” she said – it cost 5 €."),
+        ("us-ascii", "cp1252", "“Don’t go”"),
+        ("iso-8859-9", "cp1254", "“Şişli”"),
+        ("gb2312", "gb18030", "朱镕基"),
+        ("gbk", "gb18030", "€ 朱镕基"),
+        ("shift_jis", "cp932", "①髙橋さん～は㈱東京"),
+        ("euc-kr", "cp949", "똠방각하 펲시"),
+        ("big5", "cp950", "東京€"),
+        ("tis-620", "cp874", "“กขค”"),
+    ],
+)
+def test_an_old_name_means_its_windows_superset(
+    tmp_path: Path, charset: str, meant: str, text: str
+) -> None:
+    path = tmp_path / "b.html"
+    path.write_bytes(page(charset, text.encode(meant)))
+    document = read_here(path)
+    assert document.text == text
+    assert not codes(document)
+
+
+def test_a_log_with_colours_is_text(tmp_path: Path) -> None:
+    path = tmp_path / "b.log"
+    path.write_bytes(b"".join(b"\x1b[1;32mINFO\x1b[0m ok %d\x1b[K\n" % i for i in range(100)))
+    document = read_here(path)
+    assert document.text.startswith("INFO ok 0\nINFO ok 1\n")
+    assert "\x1b" not in document.text
