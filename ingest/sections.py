@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from ingest.document import TocEntry
 from ingest.parts import Block, RawPage
 
 SECTION_CHARS = 3000  # about a printed page and a half: what a citation should narrow down to
 LONG_SECTION_CHARS = 4 * SECTION_CHARS
+LONG_BLOCK_CHARS = 2 * SECTION_CHARS  # a longer paragraph is cut, so that pages keep their size
 SPLIT_LEVEL = 2  # deeper headings stay inside their section and appear in the contents only
 LABEL_CHARS = 120
 START_LABEL = "Beginning"
+_CUTS = tuple(  # where a paragraph without an end may be cut, the best places first
+    re.compile(pattern)
+    for pattern in (r"\n{2,}", r"\n", r"(?<=[.!?…][\"'”’»)])\s|(?<=[.!?…])\s|(?<=[。！？])", r"\s")
+)
 
 
 def sections_from_blocks(
@@ -21,9 +28,11 @@ def sections_from_blocks(
 
     Headings with nothing under them stay with what follows (a title above its first chapter, a
     list of chapter names). Sections over 12,000 characters are cut at paragraph ends, and their
-    labels carry the range of paragraphs: "Economy ¶ 12-20". Every block lands in exactly one
-    section; levels are those of Block.level.
+    labels carry the range of paragraphs: "Economy ¶ 12-20". A paragraph of more than 6,000
+    characters is cut first, at its line ends, else after sentences, else between words. Every block
+    lands in exactly one section; levels are those of Block.level.
     """
+    blocks = [part for block in blocks for part in _of_usual_length(block)]
     if not any(0 < block.level <= SPLIT_LEVEL for block in blocks):
         pages = _by_length(list(blocks), "", SECTION_CHARS)
         for number, page in enumerate(pages, start=1):
@@ -38,7 +47,8 @@ def number_sections(
 ) -> tuple[list[RawPage], list[TocEntry]]:
     """Number titled runs of blocks from 1, cutting the long ones; see sections_from_blocks."""
     pages: list[RawPage] = []
-    for title, blocks in titled:
+    for title, whole in titled:
+        blocks = [part for block in whole for part in _of_usual_length(block)]
         for block in blocks:
             block.chapter = title
         if sum(len(block.text) for block in blocks) > LONG_SECTION_CHARS:
@@ -68,9 +78,34 @@ def _by_heading(blocks: Sequence[Block], start_label: str) -> list[tuple[str, li
     return titled
 
 
+def _of_usual_length(block: Block) -> Iterator[Block]:
+    """The block, cut down to its first 3,000 characters if it is far too long, and its other parts.
+    What stood between two parts is Block.before of the second: no character is lost or added."""
+    text, start, part = block.text, 0, block
+    while len(text) - start > LONG_BLOCK_CHARS:
+        end, following = _cut_place(text, start)
+        part.text = text[start:end]
+        yield part
+        part = replace(block, text=text[following:], before=text[end:following], level=0)
+        start = following
+    yield part
+
+
+def _cut_place(text: str, start: int) -> tuple[int, int]:
+    """Where a part that begins at `start` ends and where the next one begins."""
+    usual, half = start + SECTION_CHARS, SECTION_CHARS // 2
+    for pattern in _CUTS:
+        if after := pattern.search(text, usual, usual + half):
+            return after.span()
+        before = list(pattern.finditer(text, usual - half, usual))
+        if before:
+            return before[-1].span()
+    return start + SECTION_CHARS, start + SECTION_CHARS
+
+
 def _by_length(blocks: list[Block], title: str, target: int) -> list[RawPage]:
-    """Cut at paragraph ends near `target` characters; a paragraph is never cut, and a short rest
-    stays with what it follows."""
+    """Cut at paragraph ends near `target` characters; a short rest stays with what it
+    follows."""
     pages: list[RawPage] = []
     current: list[Block] = []
     length, first = 0, 1

@@ -21,7 +21,6 @@ _HEADING = re.compile(
 )
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[mK]")
 _MIN_HEADINGS = 2
-_LONG_PARAGRAPH = 6000
 
 
 def read_text(request: Request, on_page: Callable[[int, int], None]) -> Parsed:
@@ -29,7 +28,7 @@ def read_text(request: Request, on_page: Callable[[int, int], None]) -> Parsed:
     sections of about 3000 characters. Raises EmptyDocument, PagesNotFound, DocumentTooLarge."""
     check_range(request.pages)
     text = normal_text(request.decoded, request.path.name)
-    blocks = [block for part in paragraphs(text) for block in _shorter(part)]
+    blocks = paragraphs(text)
     headings = [block for block in blocks if _is_heading(block.text)]
     if len(headings) >= _MIN_HEADINGS:
         for block in headings:
@@ -63,23 +62,6 @@ def paragraphs(text: str) -> list[Block]:
     """Runs of lines between blank lines, each as a Block; the lines stay as they are."""
     found = re.split(r"\n[ \t]*\n\s*?(?=\S|[ \t]+\S|$)", text)
     return [Block(part.strip("\n").rstrip()) for part in found if part.strip()]
-
-
-def _shorter(block: Block) -> list[Block]:
-    """A paragraph without end (a log, one JSON object a line) cut at its line ends."""
-    if len(block.text) <= _LONG_PARAGRAPH or "\n" not in block.text:
-        return [block]
-    parts: list[Block] = []
-    lines: list[str] = []
-    length = 0
-    for line in block.text.split("\n"):
-        if lines and length + len(line) > _LONG_PARAGRAPH / 2:
-            parts.append(Block("\n".join(lines), before="\n" if parts else block.before))
-            lines, length = [], 0
-        lines.append(line)
-        length += len(line) + 1
-    parts.append(Block("\n".join(lines), before="\n" if parts else block.before))
-    return parts
 
 
 def _is_heading(text: str) -> bool:

@@ -131,6 +131,47 @@ def test_one_endless_paragraph_is_cut_at_its_line_ends(tmp_path: Path) -> None:
     assert len(document.pages) > 10
 
 
+SENTENCES = " ".join(f"Speaker {i} says what is to be said, and no more." for i in range(2000))
+JAPANESE = "".join(f"これは第{i}の文章です。" for i in range(2000))
+WORDS = " ".join(f"word{i}" for i in range(9000))
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "text", "end"),
+    [
+        ("b.txt", SENTENCES, SENTENCES, "."),
+        ("b.txt", JAPANESE, JAPANESE, "。"),
+        ("b.txt", WORDS, WORDS, ""),
+        ("b.txt", "x" * 50_000, "x" * 50_000, ""),
+        ("b.md", f"# A\n\n{SENTENCES}", f"# A\n\n{SENTENCES}", "."),
+        ("b.html", f"<p>{SENTENCES}", SENTENCES, "."),
+        (
+            "b.html",
+            "<br><br>".join([LONG.strip()] * 100),
+            "\n\n".join([LONG.strip()] * 100),
+            ".",
+        ),
+    ],
+)
+def test_a_paragraph_without_end_becomes_pages_of_the_usual_size(
+    tmp_path: Path, name: str, source: str, text: str, end: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(source, encoding="utf-8")
+    document = read_here(path)
+    assert document.text == text
+    assert all(1000 < page.end - page.start <= 6002 for page in document.pages)
+    assert all(document.page_text(page).rstrip().endswith(end) for page in document.pages)
+
+
+def test_a_chapter_of_one_paragraph_is_found_by_its_contents(tmp_path: Path) -> None:
+    path = make_epub(tmp_path / "b.epub", [("A", f"<p>{SENTENCES}</p>"), ("B", "<p>End.</p>")])
+    document = read_here(path)
+    assert document.text == f"{SENTENCES}\n\nEnd."
+    assert len(document.pages) > 20
+    assert [(t.title, t.page) for t in document.toc] == [("A", 1), ("B", len(document.pages))]
+
+
 @pytest.mark.parametrize(
     ("encoding", "text", "guessed"),
     [
