@@ -44,8 +44,11 @@ WEAK_SHARE = 0.5  # of an answer sentence's content words, for an unverified cit
 _NEARBY_CHARS = 400
 _MAX_OCCURRENCES = 200
 _MAX_COMPARED = 8  # of a sentence's runs, the strongest, are compared with it as a whole
+_MARKS = '"\u201c\u201d\u201e\u00ab\u00bb\u300c\u300d\u300e\u300f'
+_BETWEEN_MARKS = rf"(?!\s)([^{_MARKS}]{{1,600}})(?<!\s)"  # blanks: between two quotations
+# A straight mark behind a digit is one of inches.
 _QUOTED = re.compile(
-    '["\u201c\u201e\u00ab]([^"\u201c\u201d\u201e\u00ab\u00bb]{2,600})["\u201d\u201c\u00bb]'
+    rf'(?:(?<!\d)"|[\u201c\u201e\u00ab\u00bb\u300c\u300e]){_BETWEEN_MARKS}["\u201d\u201c\u00bb\u00ab\u300d\u300f]'
 )
 
 # (FTS5 query, most results) -> numbers of matching pages, the best first
@@ -102,7 +105,7 @@ class Witness:
         `question` guards against an answer that merely repeats it, and helps short answers.
         """
         spoken, asked = Words.of(answer), Words.of(question)
-        found = list(self._quoted(answer, spoken))
+        found = list(self._quoted(answer, spoken, asked))
         for start, end in sentence_ranges(answer, 0, len(answer)):
             sentence = spoken.between(start, end)
             if not len(sentence):
@@ -118,10 +121,11 @@ class Witness:
 
     # Exact evidence
 
-    def _quoted(self, answer: str, spoken: Words) -> Iterable[_Evidence]:
+    def _quoted(self, answer: str, spoken: Words, asked: Words) -> Iterable[_Evidence]:
         """Passages in quotation marks that stand in the document word for word."""
+        known = set(asked.folded)
         for match in _QUOTED.finditer(answer):
-            inside = spoken.between(match.start(1), match.end(1))
+            inside = spoken.between(*match.span(1))
             content = [w for w in spoken.folded[inside.start : inside.stop] if is_content(w)]
             if not content:
                 continue
@@ -135,6 +139,7 @@ class Witness:
                 continue
             # One quoted word proves a page only if it stands on that page alone.
             sure = len(inside) > 1 or len({self._page_of(run) for run in runs}) == 1
+            sure = sure and not known.issuperset(content)  # what the question said proves nothing
             best = max(runs, key=lambda run: self._context(run, set(spoken.folded)))
             claim = _sentences_around(answer, spoken, match.start(), match.end())
             sure = sure and self._allows(claim, best)

@@ -347,3 +347,49 @@ def test_a_quotation_does_not_verify_what_is_denied(book: Document) -> None:
 def test_points_signs_and_dashes_make_another_number(page: str, answer: str) -> None:
     assert verdicts(answer, "", (page + "\n",)) == [False]
     assert verdicts(page, "", (page + "\n",)) == [True]
+
+
+# Quotation marks
+
+MARKS = (
+    "The tower stood for years by the river. It was wide and high.\n",
+    "The mark meant able. A grey wolf came; \u7070\u8272\u7684\u72fc\u6765\u4e86\u3002\n",
+)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        'The letter "A" stood for "able".',
+        "The letter \u201cA\u201d stood for \u201cable\u201d.",
+        'A board 5" was wide and 10" stood for "able".',
+    ],
+)
+def test_what_stands_between_two_quotations_is_no_quotation(answer: str) -> None:
+    (citation,) = Witness(document_of(*MARKS)).cite(answer)
+    assert citation.page == 2
+
+
+def test_marks_of_inches_enclose_nothing() -> None:
+    assert not any(verdicts('It measures 5" by 10"x12" was wide" and high.', "", MARKS))
+
+
+@pytest.mark.parametrize(
+    "marks", ["\u00bb\u00ab", "\u00ab\u00bb", "\u201e\u201c", "\u201c\u201d", '""']
+)
+def test_quotation_marks_of_other_languages(marks: str) -> None:
+    assert verdicts(f"Es war {marks[0]}grey wolf{marks[1]}.", "", MARKS) == [True]
+
+
+@pytest.mark.parametrize("marks", ["\u300c\u300d", "\u300e\u300f", "\u201c\u201d", '""'])
+def test_quotations_begin_within_unspaced_text(marks: str) -> None:
+    assert verdicts(f"\u6765\u4e86{marks[0]}\u7070\u8272{marks[1]}", "", MARKS) == [True]
+
+
+def test_a_quotation_that_repeats_the_question_is_not_verified() -> None:
+    pages = ("The Red Lion is an inn of old Anna.\n",)
+    answer = 'The document says nothing about who owns the "Red Lion".'
+    assert not any(verdicts(answer, 'Who owns the "Red Lion"?', pages))
+    answer = 'The "Red Lion" has one.'
+    assert verdicts(answer, 'Who owns the "Red Lion"?', pages) == [False]
+    assert verdicts(answer, "Which inn is there?", pages) == [True]
