@@ -51,6 +51,8 @@ _QUOTED = re.compile(
     rf'(?:(?<!\d)"|[\u201c\u201e\u00ab\u00bb\u300c\u300e]){_BETWEEN_MARKS}["\u201d\u201c\u00bb\u00ab\u300d\u300f]'
 )
 
+_LIST_MARK = re.compile(r"^[ \t]*(?:[-*+\u2022\u2013\u2014]|\(?\d{1,3}[.)])[ \t]+", re.MULTILINE)
+
 # (FTS5 query, most results) -> numbers of matching pages, the best first
 PageSearch = Callable[[str, int], Sequence[int]]
 
@@ -106,7 +108,7 @@ class Witness:
         """
         spoken, asked = Words.of(answer), Words.of(question)
         found = list(self._quoted(answer, spoken, asked))
-        for start, end in sentence_ranges(answer, 0, len(answer)):
+        for start, end in _answer_sentences(answer):
             sentence = spoken.between(start, end)
             if not len(sentence):
                 continue
@@ -317,12 +319,22 @@ class Witness:
         )
 
 
+def _answer_sentences(answer: str) -> list[tuple[int, int]]:
+    """Character ranges of an answer's sentences; each item of a list is one, without its mark."""
+    marks = [match.span() for match in _LIST_MARK.finditer(answer)]
+    starts = [0, *(end for _, end in marks)]
+    ends = [*(start for start, _ in marks), len(answer)]
+    return [
+        sentence
+        for start, end in zip(starts, ends, strict=True)
+        for sentence in sentence_ranges(answer, start, end)
+    ]
+
+
 def _sentences_around(answer: str, spoken: Words, start: int, end: int) -> Piece:
     """The answer's sentence(s) that answer[start:end] belongs to."""
     touched = [
-        (left, right)
-        for left, right in sentence_ranges(answer, 0, len(answer))
-        if left < end and start < right
+        (left, right) for left, right in _answer_sentences(answer) if left < end and start < right
     ]
     return Piece(answer, spoken, spoken.between(touched[0][0], touched[-1][1]))
 

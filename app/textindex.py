@@ -39,7 +39,10 @@ _GROUPED = re.compile(
 )
 _DROPPED = re.compile("[\u00ad'\u2019]")
 _BETWEEN_NUMBERS = "\x1f"  # in the stream, so that 5-7 is not 57
-_SENTENCE_END = re.compile(r"[.!?\u3002\uff01\uff1f](?:[\"'\u2019\u201d)\]]*)(?=\s|$)|\n[ \t]*\n")
+_CLOSING = "\"'\u2019\u201d)\\]\u300d\u300f\u00bb"
+# Stops of Chinese and Japanese, Hindi, Arabic and Urdu, Khmer: a blank need not follow.
+_FULL_STOPS = "\u3002\uff01\uff1f\u0964\u0965\u061f\u06d4\u17d4"
+_SENTENCE_END = re.compile(rf"[.!?][{_CLOSING}]*(?=\s|$)|[{_FULL_STOPS}]+[{_CLOSING}]*|\n[ \t]*\n")
 
 _ABBREVIATED = "st mr mrs ms dr prof rev hon gen col capt lt sgt jr sr vs cf fig no vol pp art sec"
 _ABBREVIATIONS = frozenset(_ABBREVIATED.split())

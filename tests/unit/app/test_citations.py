@@ -393,3 +393,54 @@ def test_a_quotation_that_repeats_the_question_is_not_verified() -> None:
     answer = 'The "Red Lion" has one.'
     assert verdicts(answer, 'Who owns the "Red Lion"?', pages) == [False]
     assert verdicts(answer, "Which inn is there?", pages) == [True]
+
+
+# Answers of several sentences
+
+TALE = (
+    "The king had three sons and no daughter at all.\n",
+    "The youngest son rode into the dark forest alone.\n",
+    "The prince found the golden bird asleep in its cage.\n",
+)
+
+
+@pytest.mark.parametrize(
+    "marks", ["- - -", "* * *", "\u2022 \u2022 \u2022", "1. 2. 3.", "1) 2) 3)", "(1) (2) (3)"]
+)
+def test_items_of_a_list_are_cited_one_by_one(marks: str) -> None:
+    items = (
+        "The king had three sons and no daughter",
+        "The youngest son rode into the dark forest",
+        "The prince found the golden bird asleep",
+    )
+    lines = [f"{mark} {item}" for mark, item in zip(marks.split(), items, strict=True)]
+    citations = Witness(document_of(*TALE)).cite("\n".join(lines))
+    assert [(c.page, c.verified) for c in citations] == [(1, True), (2, True), (3, True)]
+
+
+@pytest.mark.parametrize(
+    "pages",
+    [
+        (
+            "第一天，国王住在海边的城堡里。",
+            "最小的儿子骑马走进黑暗的森林！",
+            "王子发现金鸟在笼子里睡着了」。",
+        ),
+        (
+            "राजा के तीन बेटे थे और कोई बेटी थी।",
+            "सबसे छोटा बेटा अंधेरे जंगल में चला गया।",
+        ),
+        (
+            "كان للملك ثلاثة أبناء وابنة واحدة؟",
+            "ركب الابن الأصغر إلى الغابة المظلمة وحده۔",
+        ),
+    ],
+    ids=["Chinese", "Hindi", "Arabic"],
+)
+@pytest.mark.parametrize("between", ["", " "])
+def test_sentences_of_other_scripts_are_cited_one_by_one(
+    pages: tuple[str, ...], between: str
+) -> None:
+    book = document_of(*(page + "\n" for page in pages))
+    citations = Witness(book).cite(between.join(pages))
+    assert [(c.page, c.verified) for c in citations] == [(n + 1, True) for n in range(len(pages))]

@@ -102,6 +102,13 @@ def test_sentences_end_at_stops_and_empty_lines_but_not_inside_numbers() -> None
     assert pieces == ["He paid 3.50 crowns.", '"Why?"', "she asked.", "Nobody knew"]
 
 
+@pytest.mark.parametrize("stop", list("\u3002\uff01\uff1f\u0964\u0965\u061f\u06d4\u17d4"))
+def test_stops_of_other_scripts_end_a_sentence_without_a_blank(stop: str) -> None:
+    text = f"ab{stop}cd{stop}\u300def"
+    pieces = [text[a:b] for a, b in sentence_ranges(text, 0, len(text))]
+    assert pieces == [f"ab{stop}", f"cd{stop}\u300d", "ef"]
+
+
 @pytest.mark.parametrize(
     "text",
     ["St. Lawrence came to Mr. Brown.", "J. S. Mill wrote it.", "Many, e.g. wolves, ran."],
