@@ -7,10 +7,12 @@ inline display:none are, and such text is left out and counted.
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 
 from ingest.htmlelements import VOID, OpenElements
 from ingest.parts import PARAGRAPH, Block
+from ingest.superscript import BEGIN, END, settle
 
 _BLOCKS = frozenset(
     """address article aside blockquote body caption center dd details dialog div dl dt fieldset
@@ -18,6 +20,7 @@ _BLOCKS = frozenset(
     pre section summary table tbody tfoot thead tr ul""".split()  # noqa: SIM905
 )
 _SKIPPED = frozenset({"script", "style", "template", "noscript", "svg", "iframe", "object"})
+_MARKS = re.compile(f"[{BEGIN}{END}]")  # of raised text that a block's end cut in two
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 
 
@@ -58,6 +61,8 @@ class HtmlText(HTMLParser):
             self._in_title = True
         elif tag == "br":
             self._pieces.append("\n")
+        elif tag == "sup":
+            self._pieces.append(BEGIN)
         elif tag in ("td", "th"):
             if self._cell:
                 self._pieces.append("\t")
@@ -99,6 +104,8 @@ class HtmlText(HTMLParser):
             self._row = self._cell = False
         elif tag == "li":
             self._item = False
+        elif tag == "sup":
+            self._pieces.append(END)
         elif tag in _HEADINGS:
             self._level = 0
 
@@ -108,6 +115,7 @@ class HtmlText(HTMLParser):
         elif self._in_title:
             self.title = " ".join((self.title + data).split())
         elif not self._skip_from:
+            data = _MARKS.sub("", data)
             self._pieces.append(data if "pre" in self._open else _spaces(data))
 
     def close(self) -> None:
@@ -115,7 +123,7 @@ class HtmlText(HTMLParser):
         self._flush()
 
     def _flush(self) -> None:
-        raw = "".join(self._pieces)
+        raw = _MARKS.sub("", settle("".join(self._pieces)))
         self._pieces = []
         if "pre" in self._open:
             text = raw.strip("\n").rstrip()

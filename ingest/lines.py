@@ -11,8 +11,10 @@ from typing import Any
 from ingest.clean import Vocabulary, clean_line, garbage_count, is_cjk, join_lines
 from ingest.document import Rect
 from ingest.parts import Block
+from ingest.superscript import BEGIN, END, settle
 
 _VISIBLE_FLAGS = 16 | 32 | 64  # filled, stroked, or part of a clipping path
+_SUPERSCRIPT = 1
 _MONOSPACED = 8
 _MONO_NAME = re.compile(r"mono|courier|consol|typewriter|CMTT|menlo", re.IGNORECASE)
 _LIST_MARK = re.compile(r"[•◦▪‣·–*-]\s|\(?(?:\d{1,3}|[a-z])[.)]\s")
@@ -43,21 +45,22 @@ class Line:
     raw_chars: int = 0
 
 
-def read_lines(blocks: list[dict[str, Any]]) -> list[Line]:
-    """All lines with text of a page, from get_text("dict")["blocks"], in their stored order."""
+def read_lines(blocks: list[dict[str, Any]], *, mark_raised: bool = False) -> list[Line]:
+    """All lines with text of a page, from get_text("dict")["blocks"], in their stored order.
+    mark_raised writes what stands raised as an exponent or a note's mark."""
     lines = []
     for index, block in enumerate(blocks):
         for raw in block.get("lines", ()):
-            line = _read_line(raw, index)
+            line = _read_line(raw, index, mark_raised)
             if line is not None:
                 lines.append(line)
     return lines
 
 
-def _read_line(raw: dict[str, Any], block: int) -> Line | None:
+def _read_line(raw: dict[str, Any], block: int, mark_raised: bool) -> Line | None:
     spans = raw["spans"]
     raw_text = spans[0]["text"] if len(spans) == 1 else "".join(span["text"] for span in spans)
-    text = clean_line(raw_text)
+    text = clean_line(_settled(spans) if mark_raised else raw_text)
     garbage = garbage_count(raw_text)
     if not text and not garbage:
         return None
@@ -80,6 +83,15 @@ def _read_line(raw: dict[str, Any], block: int) -> Line | None:
         font=longest["font"],
         garbage=garbage,
         raw_chars=len(raw_text),
+    )
+
+
+def _settled(spans: list[dict[str, Any]]) -> str:
+    return settle(
+        "".join(
+            f"{BEGIN}{span['text']}{END}" if span["flags"] & _SUPERSCRIPT else span["text"]
+            for span in spans
+        )
     )
 
 

@@ -18,6 +18,7 @@ from ingest.parts import Block, Parsed
 from ingest.ranges import check_range, choose
 from ingest.request import Request
 from ingest.sections import label_of, sections_from_blocks
+from ingest.superscript import BEGIN, END, settle
 
 _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 _FALLBACK = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
@@ -131,7 +132,8 @@ def _table_blocks(table: Any) -> Iterator[Block]:
 def _text(paragraph: Any) -> str:
     pieces: list[str] = []
     _collect(paragraph, pieces)
-    return "\n".join(clean_line(line) for line in "".join(pieces).split("\n")).strip("\n")
+    lines = settle("".join(pieces)).split("\n")
+    return "\n".join(clean_line(line) for line in lines).strip("\n")
 
 
 def _collect(element: Any, pieces: list[str]) -> None:
@@ -142,8 +144,17 @@ def _collect(element: Any, pieces: list[str]) -> None:
             pieces.append(child.text or "")
         elif child.tag in _BREAKS:
             pieces.append(_BREAKS[child.tag])
+        elif child.tag == _W + "r" and _is_raised(child):
+            pieces.append(BEGIN)
+            _collect(child, pieces)
+            pieces.append(END)
         elif len(child):
             _collect(child, pieces)
+
+
+def _is_raised(run: Any) -> bool:
+    place = run.find(f"{_W}rPr/{_W}vertAlign")
+    return place is not None and place.get(_W + "val") == "superscript"
 
 
 def _notes(document: Any) -> Iterator[Block]:

@@ -132,7 +132,8 @@ def _all_lines(page: Any) -> list[Line]:
     pymupdf = load_pymupdf()
     flags = pymupdf.TEXT_PRESERVE_WHITESPACE
     everywhere = pymupdf.INFINITE_RECT()
-    return read_lines(page.get_text("dict", flags=flags, sort=False, clip=everywhere)["blocks"])
+    stored = page.get_text("dict", flags=flags, sort=False, clip=everywhere)
+    return read_lines(stored["blocks"], mark_raised=True)
 
 
 def _textless(what: str, pictures: bool) -> IngestError:
