@@ -38,7 +38,7 @@ class JobStore:
         self.owner = owner_of_this_process()
 
     def add(self, kind: str, payload: dict[str, Any], session_id: str | None = None) -> str:
-        """Store a new job as queued; the payload must hold no password."""
+        """Store a new job as queued; the payload holds no password and no question."""
         job_id = uuid.uuid4().hex[:16]
         self.database.get().table("jobs").insert(
             {

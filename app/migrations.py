@@ -7,6 +7,20 @@ from sqlite_utils.migrations import Migrations
 
 migrations = Migrations("longread")
 
+# Ended jobs on sessions and documents that are no more, and others on the files those came from.
+FORGET_JOBS = """
+    WITH gone AS (
+        SELECT id, json_extract(payload, '$.path') AS path FROM jobs
+         WHERE (session IS NOT NULL AND session NOT IN (SELECT id FROM sessions))
+            OR (json_extract(result, '$.sha256') IS NOT NULL
+                AND json_extract(result, '$.sha256') NOT IN (SELECT sha256 FROM documents))
+    )
+    DELETE FROM jobs
+     WHERE state NOT IN ('queued', 'running')
+       AND (id IN (SELECT id FROM gone)
+            OR json_extract(payload, '$.path') IN (SELECT path FROM gone))
+"""
+
 
 @migrations(name="001_documents_sessions_messages")
 def documents_sessions_messages(db: Database) -> None:
@@ -107,3 +121,15 @@ def jobs(db: Database) -> None:
 def imported_sessions(db: Database) -> None:
     """Sessions from a portable file are checked against their text when first opened."""
     db.execute("ALTER TABLE sessions ADD COLUMN unverified INTEGER NOT NULL DEFAULT 0")
+
+
+@migrations(name="005_no_text_in_jobs")
+def no_text_in_jobs(db: Database) -> None:
+    """Questions and answers stand among the messages alone; what a deletion left of jobs goes."""
+    db.execute(
+        """UPDATE jobs SET text = '', payload = json_remove(payload, '$.question'),
+                  result = json_object('question_id', json_extract(payload, '$.question_id'),
+                                       'answer_id', json_extract(payload, '$.answer_id'))
+            WHERE kind = 'question'"""
+    )
+    db.execute(FORGET_JOBS)

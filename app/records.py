@@ -147,10 +147,10 @@ class JobView:
 
     kind: "ingest", "plan" or "question". state: "queued", "running", "done", "failed",
     "cancelled", or "interrupted" (the program ended).
-    done, total: tokens (bytes while a model is fetched). text: the answer so far.
+    done, total: tokens (bytes while a model is fetched). text: the answer so far, not stored.
     message: for the user; while the job runs what it is at, and what the reader announced.
     result: kind "plan": Plan.to_dict(); "ingest": {session_id, reused, resumed_from, told (what
-    was announced)}; "question": the answer with citations.
+    was announced)}; "question": {question_id, answer_id}, of messages.
     """
 
     id: str

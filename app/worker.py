@@ -1,7 +1,8 @@
 """The one thread that owns the model. The desk submits jobs and looks at them; nothing more.
 
 Jobs live in the library, so a reloaded page finds them again; after a restart of the program those
-that had not ended are "interrupted". Passwords are kept in memory only.
+that had not ended are "interrupted". Passwords are kept in memory only; what was asked and answered
+stands among the messages, where a deletion finds it.
 """
 
 from __future__ import annotations
@@ -56,9 +57,10 @@ class ReaderLike(Asker, Protocol):
 class _Live:
     """A job in memory: what changes too often for the database, and what must not go there."""
 
-    def __init__(self, view: JobView, password: str | None, sampling: Any) -> None:
+    def __init__(self, view: JobView, password: str | None, question: str, sampling: Any) -> None:
         self.view = view
         self.password = password
+        self.question = question
         self.sampling = sampling
         self.stop = threading.Event()
         self.ended = threading.Event()
@@ -127,12 +129,12 @@ class Worker:
     def submit_question(self, session_id: str, text: str, sampling: Sampling | None = None) -> str:
         """Ask; question and pending answer stand in the library when this returns.
 
-        result: the answer with citations, question_id and answer_id. Raises NoSuchSession.
+        result: question_id and answer_id; the answer itself is the message. Raises NoSuchSession.
         """
         record = self.library.session(session_id)
         question_id, answer_id = self.library.add_question(record.id, text)
-        payload = {"question": text, "question_id": question_id, "answer_id": answer_id}
-        return self._submit("question", payload, record.id, sampling=sampling)
+        payload = {"question_id": question_id, "answer_id": answer_id}
+        return self._submit("question", payload, record.id, question=text, sampling=sampling)
 
     def hear(self, text: str) -> None:
         """What the reader announces while a job runs, for that job's message."""
@@ -229,13 +231,14 @@ class Worker:
         session_id: str | None = None,
         *,
         password: str | None = None,
+        question: str = "",
         sampling: Any = None,
     ) -> str:
         job_id = self._store.add(kind, payload, session_id)
         view = self._store.get(job_id)
         assert view is not None
         with self._lock:
-            self._live[job_id] = _Live(view, password, sampling)
+            self._live[job_id] = _Live(view, password, question, sampling)
         self._queue.put(job_id)
         return job_id
 
@@ -304,16 +307,16 @@ class Worker:
             self.library,
             self.reader,
             session,
-            payload["question"],
+            live.question,
             ids,
             live.sampling,
             on_text=lambda piece: self._change(live, text=live.view.text + piece),
             stop=live.stop.is_set,
             history_tokens=self.history_tokens,
         )
-        result = {**answer.to_dict(), "question_id": ids[0], "answer_id": ids[1]}
+        result = {"question_id": ids[0], "answer_id": ids[1]}
         state = "cancelled" if answer.finish == "stop" else "done"
-        self._end(live, state, message="", result=result, text=answer.text)
+        self._end(live, state, message="", result=result)
 
     def _progress(self, live: _Live) -> OnProgress:
         def progressed(stage: str, done: int, total: int) -> None:
@@ -378,7 +381,6 @@ class Worker:
             tok_s=view.tok_s,
             eta_s=None,
             message=view.message,
-            text=view.text,
             result=view.result,
         )
         live.ended.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import threading
@@ -79,7 +80,7 @@ def test_every_step_is_recorded_once_and_a_second_start_changes_nothing(data_dir
     library = Library(data_paths())
     db = library.database.get()
     names = [m.name for m in migrations.applied(db)]
-    assert names == sorted(names) and len(names) == 4 and not migrations.pending(db)
+    assert names == sorted(names) and len(names) == 5 and not migrations.pending(db)
     assert db.journal_mode == "wal"
     library.close()
 
@@ -196,6 +197,125 @@ def test_deleting_the_last_session_takes_the_document_with_it(library: Library) 
     assert not folder.exists() and library.document(sha256) is None
     raw = b"".join(p.read_bytes() for p in library.paths.root.glob("library.db*"))
     assert b"The bird sang" not in raw
+
+
+def raw_library(library: Library) -> bytes:
+    """All that can be read of the library's file, and of those that SQLite lays beside it."""
+    return b"".join(p.read_bytes() for p in sorted(library.paths.root.glob("library.db*")))
+
+
+def add_ended_jobs(library: Library, sha256: str) -> JobStore:
+    """What the desk leaves of a document: a locked one's two plans, a reading, and another's."""
+    store = JobStore(library.database)
+    states = [
+        store.add("plan", {"path": "/uploads/gazette.txt"}),
+        store.add("plan", {"path": "/uploads/gazette.txt"}),
+        store.add("ingest", {"path": "/uploads/gazette.txt"}, SESSION),
+        store.add("ingest", {"session": SESSION}, SESSION),
+    ]
+    for job_id in states:
+        store.update(job_id, state="done")
+    store.update(states[0], state="failed", message="gazette.txt is locked.")
+    store.update(states[1], result={"sha256": sha256, "title": "The gazette"})
+    other = store.add("plan", {"path": "/uploads/almanac.txt"})
+    store.update(other, state="done", result={"sha256": "f" * 64, "title": "The almanac"})
+    store.update(store.add("ingest", {"path": "/uploads/ledger.txt"}), state="failed")
+    store.add("plan", {"path": "/uploads/gazette.txt"})  # waits; it may be wanted again
+    return store
+
+
+def test_nothing_of_a_deleted_document_can_be_read_in_the_file(library: Library) -> None:
+    sha256 = add_session(library, SESSION, "Quenelle biscuit.\n", "The bird sang.\n" * 500)
+    _, answer = library.add_question(SESSION, "Who sold the compass? " * 300)
+    library.set_answer(
+        answer, "The chandler. " * 300, "done", {"citations": [{"quote": "zephyr " * 900}]}
+    )
+    store = add_ended_jobs(library, sha256)
+    assert b"compass" in raw_library(library) and b"gazette" in raw_library(library)
+    waiting = [view.id for view in store.all(active=True)]
+    library.delete_session(SESSION)
+    assert [view.id for view in store.all(active=True)] == waiting
+    kept = {view.payload["path"] for view in store.all() if not view.active}
+    assert kept == {"/uploads/ledger.txt"}, "and the almanac is no document of the library"
+    for job_id in waiting:
+        store.update(job_id, payload="{}")
+    library._scrub()
+    raw = raw_library(library).lower()
+    for word in (b"quenelle", b"bird", b"compass", b"chandler", b"zephyr", b"gazette"):
+        assert word not in raw, word
+
+
+def test_a_log_that_another_program_is_reading_is_emptied_later_and_said(
+    library: Library, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SQLite does not refuse to empty its log beside a reader: it only says that it did not."""
+    add_session(library)
+    library.add_question(SESSION, "Who sold the compass?")
+    other = sqlite3.connect(library.paths.database)
+    other.execute("BEGIN")
+    assert other.execute("SELECT count(*) FROM sessions").fetchone() == (1,)
+    library.database.get().execute("PRAGMA busy_timeout = 10")
+    library.delete_session(SESSION)
+    assert "not tidied up" in caplog.text and "wal_checkpoint" in caplog.text
+    other.close()
+    add_session(library)
+    library.delete_session(SESSION)
+    assert b"compass" not in raw_library(library)
+
+
+def test_jobs_of_another_reading_stay_while_the_document_does(library: Library) -> None:
+    sha256 = add_session(library)
+    other = "cd" * 12
+    add_session(library, other)
+    store = JobStore(library.database)
+    jobs = {name: store.add("ingest", {"path": f"/{name}.txt"}, name) for name in (SESSION, other)}
+    jobs["plan"] = store.add("plan", {"path": "/plan.txt"})
+    for job_id in jobs.values():
+        store.update(job_id, state="done", result={"sha256": sha256})
+    library.delete_session(SESSION)
+    assert {view.id for view in store.all()} == {jobs[other], jobs["plan"]}
+
+
+def test_what_earlier_versions_left_of_deleted_documents_goes(tmp_path: Path) -> None:
+    db = Database(tmp_path / "library.db")
+    migrations.apply(db, stop_before="005_no_text_in_jobs")
+    row = {"owner": "1:1.00", "created_at": "a", "updated_at": "a", "state": "done"}
+    db.table("documents").insert(
+        {
+            "sha256": "d", "title": "Kept", "kind": "txt", "page_kind": "page",
+            "file_name": "kept.txt", "n_pages": 1, "n_chars": 4, "parser_version": "0",
+            "created_at": "then",
+        }
+    )  # fmt: skip
+    db.execute(
+        "INSERT INTO sessions (id, document, first_page, last_page, model, settings, state,"
+        " n_tokens, created_at, used_at) VALUES ('s', 'd', 1, 1, 'm', '{}', 'ready', 3, 'a', 'b')"
+    )
+    question = {"question": "Who sold it?", "question_id": 1, "answer_id": 2}
+    db.table("jobs").insert_all(
+        [
+            row
+            | {
+                "id": "q", "kind": "question", "session": "s", "payload": json.dumps(question),
+                "text": "Ann.", "result": json.dumps({"text": "Ann.", "answer_id": 2}),
+            },
+            row | {"id": "gone", "kind": "ingest", "session": "deleted", "payload": "{}",
+                   "text": "", "result": "{}"},
+            row | {"id": "plan", "kind": "plan", "session": None, "payload": '{"path": "/a"}',
+                   "text": "", "result": '{"sha256": "deleted"}'},
+            row | {"id": "kept", "kind": "plan", "session": None, "payload": '{"path": "/b"}',
+                   "text": "", "result": '{"sha256": "d"}'},
+        ]
+    )  # fmt: skip
+    db.close()
+    library = Library(DataPaths(tmp_path, tmp_path / "models"))
+    store = JobStore(library.database)
+    assert {view.id for view in store.all()} == {"q", "kept"}
+    view = store.get("q")
+    assert view is not None
+    assert (view.text, view.payload) == ("", {"question_id": 1, "answer_id": 2})
+    assert view.result == {"question_id": 1, "answer_id": 2}
+    library.close()
 
 
 def test_a_session_that_another_program_reads_is_not_deleted(
