@@ -10,7 +10,6 @@ from app.commands.arguments import filled, question, seed
 from app.commands.common import (
     ANSWER_WEIGHTS,
     CommandFailed,
-    StopSwitch,
     add_json,
     add_read_settings,
     describe_session,
@@ -19,6 +18,7 @@ from app.commands.common import (
     opened_library,
     print_json,
 )
+from app.commands.interrupts import StopSwitch
 
 if TYPE_CHECKING:
     from app.answers import Answer
@@ -119,6 +119,7 @@ def _ask_one(
     from app.messages import EXIT_INTERRUPTED
     from app.reports import ask_report
 
+    stop.begin()
     session = open_any(reader, file, args, progress, stop)
     progress.end()
     describe_session(session)

@@ -1,14 +1,12 @@
-"""What several commands share: flags, JSON output, the library, and Ctrl-C."""
+"""What several commands share: flags, JSON output, and the library."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from app.commands.arguments import budget, filled, page_range, positive, readable
@@ -230,28 +228,3 @@ def describe_session(session: OpenSession) -> None:
         say(f"note: {warning.message}{page}")
     if len(warnings) > SHOWN_WARNINGS:
         say(f"note: and {len(warnings) - SHOWN_WARNINGS} more, see --json")
-
-
-class StopSwitch:
-    """Ctrl-C as a request: the first is answered between chunks, the second ends the program."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: Any = None
-
-    def __call__(self) -> bool:
-        """Whether to stop."""
-        return self.asked
-
-    def __enter__(self) -> StopSwitch:
-        self._before = signal.signal(signal.SIGINT, self._on_signal)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        say("\nStopping after this step (Ctrl-C again to stop at once) ...")

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from app.commands.arguments import filled
 from app.commands.common import (
-    StopSwitch,
     add_json,
     add_read_settings,
     describe_session,
@@ -18,6 +17,7 @@ from app.commands.common import (
     opened_library,
     print_json,
 )
+from app.commands.interrupts import StopSwitch
 from app.desk import words
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def _read_one(
 ) -> None:
     from app.reports import session_report
 
+    stop.begin()
     session = reader.open(
         file,
         password=args.password,
