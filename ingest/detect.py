@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ KINDS = ("pdf", "epub", "mobi", "fb2", "xps", "txt", "markdown", "html", "docx")
 MARKDOWN_SUFFIXES = (".md", ".markdown", ".mdown", ".mkd")
 HTML_SUFFIXES = (".html", ".htm", ".xhtml")
 PLAIN_SUFFIXES = (".txt", ".text", "")
+TEXT_SUFFIXES = (*MARKDOWN_SUFFIXES, *HTML_SUFFIXES, ".txt", ".text")
 _HEAD_BYTES = 4096
 _AS_PDF = "Save it as PDF and open that."
 _AS_DOCX = "Save it as DOCX or PDF and open that."
@@ -103,7 +105,7 @@ def detect(path: Path, limits: ParseLimits) -> Detected:
         head = file.read(_HEAD_BYTES)
     if head.startswith(b"PK\x03\x04") or head.startswith(b"PK\x05\x06"):
         return Detected(archive_kind(path, suffix, limits))
-    if b"%PDF-" in head[:1024] or (suffix == ".pdf" and _mentions_pdf(path)):
+    if _is_pdf(head, suffix) or (suffix == ".pdf" and _mentions_pdf(path)):
         return Detected("pdf")
     if head[60:68] in (b"BOOKMOBI", b"TEXtREAd"):
         return Detected("mobi")
@@ -111,6 +113,16 @@ def detect(path: Path, limits: ParseLimits) -> Detected:
     if suffix in (".epub", ".docx", ".xps", ".oxps"):
         return Detected(archive_kind(path, suffix, limits))
     return _text_kind(path, suffix)
+
+
+def _is_pdf(head: bytes, suffix: str) -> bool:
+    """Whether the header of a PDF begins a file, or stands in its first 1,024 bytes as readers of
+    PDF allow. In a file named as text, text before it says that it is only spoken of."""
+    before, header, _ = head[:1024].partition(b"%PDF-")
+    if not header or suffix not in TEXT_SUFFIXES:
+        return bool(header)
+    words = before.removeprefix(codecs.BOM_UTF8).strip()
+    return not words or any(byte < 0x09 for byte in words)
 
 
 def _mentions_pdf(path: Path) -> bool:
