@@ -11,8 +11,8 @@ from ingest.readers.text import normal_text, text_warnings
 from ingest.request import Request
 from ingest.sections import label_of, sections_from_blocks
 
-_ATX = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))?[ \t]*$")
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+_ATX = re.compile(r" {0,3}(#{1,6})(?:[ \t]|$)")
+_FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})")  # "```code```" in a line opens nothing
 _SETEXT = re.compile(r" {0,3}(=+|-{2,})[ \t]*$")
 _FRONT_TITLE = re.compile(r"^title:[ \t]*[\"']?(.+?)[\"']?[ \t]*$", re.MULTILINE)
 

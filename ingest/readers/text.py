@@ -60,7 +60,7 @@ def normal_text(decoded: Decoded | None, name: str) -> str:
 
 def paragraphs(text: str) -> list[Block]:
     """Runs of lines between blank lines, each as a Block; the lines stay as they are."""
-    found = re.split(r"\n[ \t]*\n\s*?(?=\S|[ \t]+\S|$)", text)
+    found = re.split(r"\n(?:[^\S\n]*\n)+", text)
     return [Block(part.strip("\n").rstrip()) for part in found if part.strip()]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zipfile
 from pathlib import Path
 
@@ -98,6 +99,50 @@ def test_markdown_is_kept_to_the_letter(tmp_path: Path) -> None:
         (3, "Deeper"),
         (2, "Two"),
     ]
+
+
+def test_code_in_one_line_of_markdown_opens_no_fence(tmp_path: Path) -> None:
+    path = tmp_path / "b.md"
+    path.write_text("# Tool\n\n```npm install x```\n\n## One\n\na\n\n## Two\n\nb\n", "utf-8")
+    assert [page.label for page in read_here(path).pages] == ["Tool", "One", "Two"]
+
+
+@pytest.mark.parametrize("name", ["b.md", "b.txt", "b.html"])
+def test_text_about_pdf_is_text(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("<html><p>A file begins with the header %PDF-1.7 and ends with %%EOF.", "utf-8")
+    document = read_here(path)
+    assert document.kind in ("markdown", "txt", "html")
+    assert "the header %PDF-1.7 and" in document.text
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("b.txt", f"start\n\n{' ' * 60_000}\n\nend\nmore"),
+        ("b.txt", f"start\n{chr(9) * 60_000}\n \n\nend\nmore"),
+        ("b.txt", f"start\n\nend{' ' * 60_000}more"),
+        ("b.md", f"# a{' ' * 60_000}b"),
+        ("b.md", f"start\n\n{'- ' * 30_000}b"),
+        ("b.html", f"<p>start{' ' * 60_000}<pre>{' ' * 60_000}end</pre>"),
+    ],
+)
+def test_long_runs_of_blanks_cost_no_time(tmp_path: Path, name: str, source: str) -> None:
+    path = tmp_path / name
+    path.write_text(source, encoding="utf-8")
+    started = time.process_time()
+    document = read_here(path)
+    assert time.process_time() - started < 2
+    assert (
+        document.text.split()
+        == source.replace("<p>", "").replace("<pre>", " ").replace("</pre>", "").split()
+    )
+
+
+def test_the_indent_after_a_blank_line_stays(tmp_path: Path) -> None:
+    path = tmp_path / "b.txt"
+    path.write_text("start\n \n\n\n    indented\n  less\n\nend", encoding="utf-8")
+    assert read_here(path).text == "start\n\n    indented\n  less\n\nend"
 
 
 def test_text_without_headings_is_cut_at_paragraph_ends(tmp_path: Path) -> None:
