@@ -15,10 +15,26 @@ import unicodedata
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 # Scripts written without spaces: each character counts as a word.
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0e7f"
-_MARKS = "\u0300-\u036f\u00ad"  # combining accents, soft hyphen
+
+
+def _marks() -> str:
+    """Accents, vowel signs and points of all scripts that part words by blanks."""
+    blocks = chain(range(0x0300, 0x2100), range(0xA000, 0xAC00), range(0xFE20, 0xFE30))
+    marks = (char for char in map(chr, blocks) if unicodedata.category(char) in ("Mn", "Mc"))
+    return "".join(char for char in marks if not re.match(f"[{_UNSPACED}]", char))
+
+
+_JOINERS = "\u00ad\u200c\u200d"  # soft hyphen; joiner and non-joiner of Arabic and Indic letters
+_MARKS = _marks() + _JOINERS
+# Points that a text may leave out: Hebrew vowels and accents, Arabic vowels, long strokes.
+_POINTS = (
+    "\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7"
+    "\u0610-\u061a\u064b-\u0652\u0656-\u065f\u0670\u06d6-\u06dc\u06df-\u06e4\u06e7\u06e8\u06ea-\u06ed\u0640"
+)
 _LETTER = rf"(?![{_UNSPACED}])[^\W_]"
 _CURRENCY = "$\u00a3\u20ac\u00a5"
 _MINUS = "-\u2212\u2013"
@@ -31,13 +47,13 @@ _DIGITS = rf"\d+(?:[.,]\d+|[{_THOUSANDS}]\d{{3}}(?!\d))*"
 _WORD = re.compile(
     rf"[{_UNSPACED}]"
     rf"|(?:(?:{_SIGN})?(?:{_POINT})?{_DIGITS}(?:[\u207a\u207b]?[{_RAISED}]+)?|{_LETTER})"
-    rf"(?:{_LETTER}|[{_MARKS}]|(?<!\d)['\u2019](?=[^\W_])|['\u2019](?=[^\W\d_]))*"
+    rf"(?:[A-Za-z]+|{_LETTER}|[{_MARKS}]|(?<!\d)['\u2019](?=[^\W_])|['\u2019](?=[^\W\d_]))*"
 )
 _NUMBER = re.compile(rf"([{_MINUS}]?)[{_CURRENCY}]?(\.?{_DIGITS})([\u207a\u207b{_RAISED}]?)")
 _GROUPED = re.compile(
     rf"[1-9]\d{{0,2}}(?:(?:(?:,\d{{3}})+|(?:[{_THOUSANDS}]\d{{3}})+)(?:\.\d+)?|(?:\.\d{{3}}){{2,}})"
 )
-_DROPPED = re.compile("[\u00ad'\u2019]")
+_DROPPED = re.compile(f"['\u2019{_JOINERS}{_POINTS}]")
 _BETWEEN_NUMBERS = "\x1f"  # in the stream, so that 5-7 is not 57
 _CLOSING = "\"'\u2019\u201d)\\]\u300d\u300f\u00bb"
 # Stops of Chinese and Japanese, Hindi, Arabic and Urdu, Khmer: a blank need not follow.
@@ -66,8 +82,8 @@ STOPWORDS = frozenset(_STOPWORDS.split())
 
 
 def fold(word: str) -> str:
-    """One word as it is compared: NFKC, case folded, without apostrophes and soft hyphens."""
-    if number := _NUMBER.match(word):
+    """One word as it is compared: NFKC, case folded, without apostrophes, joiners and points."""
+    if not word[:1].isalpha() and (number := _NUMBER.match(word)):
         power = "^" if number.group(3) else ""
         rest = word[number.start(3) :]
         return _fold_number(number.group(1), number.group(2)) + power + _fold_letters(rest)

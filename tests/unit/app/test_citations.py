@@ -444,3 +444,26 @@ def test_sentences_of_other_scripts_are_cited_one_by_one(
     book = document_of(*(page + "\n" for page in pages))
     citations = Witness(book).cite(between.join(pages))
     assert [(c.page, c.verified) for c in citations] == [(n + 1, True) for n in range(len(pages))]
+
+
+@pytest.mark.parametrize(
+    ("page", "answer"),
+    [
+        ("यह विश्वविद्यालय बंद है।", "विश्वविद्यालय खुला।"),
+        ("தமிழ்நாடு பெரியது.", "தமிழ்நாடு."),
+        ("בְּרֵאשִׁית בָּרָא.", "בְּרֵאשִׁית."),
+        (
+            "उसने दिन में पानी पिया और काम किया।",
+            "उसने दान में पुनी पोया और कम कया।",
+        ),
+    ],
+    ids=["Hindi", "Tamil", "Hebrew", "Hindi, other vowels"],
+)
+def test_one_word_with_signs_is_no_run(page: str, answer: str) -> None:
+    assert not any(verdicts(answer, "", (page + "\n",)))
+
+
+def test_a_negation_of_hindi_that_was_taken_away_is_not_verified() -> None:
+    page = "राजा ने किले का दरवाजा नहीं खोला।"
+    assert verdicts(page, "", (page + "\n",)) == [True]
+    assert verdicts(page.replace("नहीं ", ""), "", (page + "\n",)) == [False]

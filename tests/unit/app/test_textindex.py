@@ -96,6 +96,52 @@ def test_a_run_is_cut_back_to_the_last_common_word() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "विश्वविद्यालय",
+        "தமிழ்நாடு",
+        "বাংলাদেশ",
+        "తెలుగు",
+        "ត្រីកោណ",
+        "မြန်မာ",
+        "בְּרֵאשִׁית",
+        "مُحَمَّد",
+        "ক্‍ষ",
+    ],
+    ids=["Hindi", "Tamil", "Bengali", "Telugu", "Khmer", "Burmese", "Hebrew", "Arabic", "joiner"],
+)
+def test_signs_and_points_belong_to_their_word(text: str) -> None:
+    words = Words.of(f"({text}) {text}.")
+    assert words.folded == [fold(text)] * 2
+    assert (words.starts[0], words.ends[0]) == (1, 1 + len(text))
+
+
+@pytest.mark.parametrize(
+    ("needle", "text"),
+    [
+        ("दान", "दिन"),
+        ("पुनी", "पानी"),
+        ("राजा", "महाराजा"),
+    ],
+)
+def test_a_vowel_sign_makes_another_word(needle: str, text: str) -> None:
+    assert found(needle, text) == []
+
+
+@pytest.mark.parametrize(
+    ("pointed", "plain"),
+    [
+        ("בְּרֵאשִׁית", "בראשית"),
+        ("مُحَمَّد", "محمد"),
+    ],
+    ids=["Hebrew", "Arabic"],
+)
+def test_points_that_may_be_left_out_do_not_count(pointed: str, plain: str) -> None:
+    assert fold(pointed) == plain
+    assert found(plain, pointed) == [pointed] and found(pointed, plain) == [plain]
+
+
 def test_sentences_end_at_stops_and_empty_lines_but_not_inside_numbers() -> None:
     text = 'He paid 3.50 crowns. "Why?" she asked.\n\nNobody knew'
     pieces = [text[a:b] for a, b in sentence_ranges(text, 0, len(text))]
