@@ -19,10 +19,12 @@ from app.commands.common import (
     print_json,
 )
 from app.commands.interrupts import StopSwitch
+from app.settings import ReadSettings
 
 if TYPE_CHECKING:
     from app.answers import Answer
     from app.progress import ProgressLine
+    from app.records import SessionRecord
     from app.service import OpenSession, Reader
     from engine.generate import Sampling
 
@@ -89,6 +91,7 @@ def open_any(
     if not _is_there(name):
         record = reader.library.lookup(name)
         if record is not None:
+            _check_as_read(record, args)
             return reader.reopen(record.id, reread=args.reread, on_progress=progress, stop=stop)
     return reader.open(
         name,
@@ -98,6 +101,34 @@ def open_any(
         on_progress=progress,
         stop=stop,
     )
+
+
+def _check_as_read(record: SessionRecord, args: argparse.Namespace) -> None:
+    """Raises InvalidSetting if flags ask for another reading than the one the session is of."""
+    from engine.errors import InvalidSetting
+
+    read = ReadSettings.from_dict(record.settings)
+    asked = {  # of flags: what was asked for (or None), and what the session was read with
+        "--model": (args.model, read.model),
+        "--weights": (None if args.weights == "auto" else args.weights, read.weights),
+        "--budget": (args.budget, read.budget_tokens),
+        "--cache-mb": (args.cache_mb, None),
+        "--allocation": (args.allocation, read.allocation),
+        "--scorer": (args.scorer, read.scorer),
+        "--positions": (None if args.positions == "auto" else args.positions, read.positions),
+        "--chunk": (args.chunk, read.chunk_tokens),
+        "--read-twice": (args.read_twice or None, read.read_twice),
+        "--refit": (args.refit or None, read.refit),
+        "--kv-bits": (args.kv_bits, read.kv_bits),
+        "--pages": (args.pages, (record.first_page, record.last_page)),
+        "--password": (args.password, None),
+    }
+    other = [flag for flag, (given, had) in asked.items() if given is not None and given != had]
+    if other:
+        raise InvalidSetting(
+            f"Session {record.id[:8]} was read already, and not with {', '.join(other)}.",
+            "Leave that out, or name the document's file to have it read so.",
+        )
 
 
 def _is_there(name: str) -> bool:

@@ -377,3 +377,42 @@ def test_the_answer_formats_of_the_command_are_those_of_the_engine() -> None:
     from engine.decoding import ANSWER_FORMATS
 
     assert ANSWER_WEIGHTS == ANSWER_FORMATS
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--model", "other"],
+        ["--weights", "fp32"],
+        ["--budget", "16"],
+        ["--cache-mb", "5"],
+        ["--allocation", "per_layer"],
+        ["--scorer", "recency"],
+        ["--positions", "compact"],
+        ["--chunk", "64"],
+        ["--read-twice"],
+        ["--refit"],
+        ["--kv-bits", "8"],
+        ["--pages", "7-9"],
+        ["--password", "secret"],
+    ],
+    ids=lambda flags: flags[0],
+)
+@pytest.mark.parametrize("anew", [[], ["--reread"]], ids=["", "reread"])
+def test_a_session_is_not_asked_as_if_it_were_read_otherwise(
+    flags: list[str], anew: list[str], typed_book: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, read, _ = ask(capsys, "ingest", typed_book, "--json", *TINY)
+    arguments = ["ask", read["session"][:8], "-q", "Who?", "--json", "--max-new-tokens", "1"]
+    code, out, err = ask(capsys, *arguments, *flags, *anew)
+    assert (code, out) == (2, None), "not ignored in silence"
+    assert flags[0] in err and read["session"][:8] in err and "file" in err
+
+
+def test_a_session_is_asked_with_the_flags_that_it_was_read_with(
+    typed_book: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, read, _ = ask(capsys, "ingest", typed_book, "--json", *TINY)
+    arguments = ["ask", read["session"], "-q", "Who?", "--json", "--max-new-tokens", "1"]
+    code, answered, err = ask(capsys, *arguments, *TINY, "--pages", "1", "--kv-bits", "k8v4")
+    assert code == 0 and answered["reused"] is True, err
