@@ -20,6 +20,7 @@ _BLOCKS = frozenset(
     pre section summary table tbody tfoot thead tr ul""".split()  # noqa: SIM905
 )
 _SKIPPED = frozenset({"script", "style", "template", "noscript", "svg", "iframe", "object"})
+_CELL_CHARS = 500
 _MARKS = re.compile(f"[{BEGIN}{END}]")  # of raised text that a block's end cut in two
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 
@@ -38,8 +39,8 @@ class HtmlText(HTMLParser):
         self._skip_depth = 0  # of the element that is skipped with all inside it
         self._level = 0
         self._in_title = False
-        self._cell = False
         self._row = False
+        self._rows: list[list[int]] = []  # of each row open: where its cells begin in the blocks
         self._item = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -64,11 +65,12 @@ class HtmlText(HTMLParser):
         elif tag == "sup":
             self._pieces.append(BEGIN)
         elif tag in ("td", "th"):
-            if self._cell:
-                self._pieces.append("\t")
-            self._cell = True
+            self._flush()
+            if self._rows:
+                self._rows[-1].append(len(self.blocks))
         elif tag == "tr":
-            self._row, self._cell = True, False
+            self._row = True
+            self._rows.append([])
         elif tag == "li":
             self._item = True
         elif tag in _HEADINGS:
@@ -101,7 +103,7 @@ class HtmlText(HTMLParser):
         if tag == "title":
             self._in_title = False
         elif tag == "tr":
-            self._row = self._cell = False
+            self._end_row()
         elif tag == "li":
             self._item = False
         elif tag == "sup":
@@ -121,6 +123,22 @@ class HtmlText(HTMLParser):
     def close(self) -> None:
         super().close()
         self._flush()
+        while self._rows:
+            self._end_row()
+
+    def _end_row(self) -> None:
+        """Make one block of the row's cells, parted by tabs, if they hold words and not a page."""
+        self._flush()
+        self._row = False
+        starts = self._rows.pop()
+        if len(starts) < 2 or starts[0] == len(self.blocks):
+            return
+        ends = [*starts[1:], len(self.blocks)]
+        cells = [self.blocks[start:end] for start, end in zip(starts, ends, strict=True)]
+        if all(_is_plain(cell) for cell in cells):
+            texts = (" ".join(_words(block.text) for block in cell) for cell in cells)
+            before = "\n" if starts[0] else PARAGRAPH
+            self.blocks[starts[0] :] = [Block("\t".join(texts).rstrip(), before=before)]
 
     def _flush(self) -> None:
         raw = _MARKS.sub("", settle("".join(self._pieces)))
@@ -130,7 +148,7 @@ class HtmlText(HTMLParser):
         else:
             lines = (_squeeze(line) for line in raw.split("\n"))
             text = "\n".join(lines).strip("\n ")
-            text = text if self._row else text.strip()
+            text = text.strip()
         if not text.strip():
             return
         before = PARAGRAPH
@@ -139,6 +157,18 @@ class HtmlText(HTMLParser):
         if self._item:
             text, self._item = f"- {text}", False
         self.blocks.append(Block(text, before=before, level=self._level))
+
+
+def _is_plain(cell: list[Block]) -> bool:
+    """Whether a cell can stand in a row of text: no headings, lists, tables, code, nor an essay."""
+    if any(block.level or "\t" in block.text or block.text.startswith("- ") for block in cell):
+        return False
+    return len(cell) < 2 or sum(len(block.text) for block in cell) <= _CELL_CHARS
+
+
+def _words(text: str) -> str:
+    """Line breaks in a cell as blanks, except in a long one, which has paragraphs of its own."""
+    return " ".join(text.split("\n")) if len(text) <= _CELL_CHARS else text
 
 
 def _spaces(data: str) -> str:

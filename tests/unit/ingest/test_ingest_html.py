@@ -61,6 +61,33 @@ def test_rows_and_cells_without_end_tags_stay_a_table() -> None:
     assert shown(markup) == ["a\tb", "c\td", "e", "f"]
 
 
+@pytest.mark.parametrize(
+    ("rows", "blocks"),
+    [
+        (
+            "<tr><th><p>Town</p></th><th><p>People</p></th></tr>"
+            "<tr><td><p>Ulm</p></td><td><div>126000</div></td></tr>",
+            ["Town\tPeople", "Ulm\t126000"],
+        ),
+        ("<tr><td></td><td><p>7</p></td></tr>", ["\t7"]),
+        ("<tr><td><p>Ulm</p><p>on the Danube</p><td>1", ["Ulm on the Danube\t1"]),
+        ("<tr><td>Ulm<br>Danube<td>1", ["Ulm Danube\t1"]),
+        ("<tr><td><p>Only</p><p>cell</p>", ["Only", "cell"]),
+        ("<tr><td>one<br>cell", ["one\ncell"]),
+        ("<tr><td><h2>Head</h2>text<td><p>side", ["Head", "text", "side"]),
+        ("<tr><td><ul><li>a<li>b</ul><td>side", ["- a", "- b", "side"]),
+        ("<tr><td><table><tr><td>x<td>y</table><td>z", ["x\ty", "z"]),
+        (
+            "<tr><td><p>menu<td>" + f"<p>{'essay ' * 60}" * 2,
+            ["menu", *[("essay " * 60).strip()] * 2],
+        ),
+        ("<tr><td>a<td>b</td></tr>tail", ["a\tb", "tail"]),
+    ],
+)
+def test_cells_of_a_row_stay_in_one_line(rows: str, blocks: list[str]) -> None:
+    assert shown(f"<p>before<table>{rows}</table>") == ["before", *blocks]
+
+
 def test_an_empty_item_gives_its_mark_to_nobody() -> None:
     assert shown("<ul><li><svg></svg></ul><h2>Top</h2>") == ["Top"]
 
