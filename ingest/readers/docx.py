@@ -21,9 +21,24 @@ from ingest.sections import label_of, sections_from_blocks
 from ingest.superscript import BEGIN, END, settle
 
 _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
+_M = "{http://schemas.openxmlformats.org/officeDocument/2006/math}"
 _FALLBACK = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
-_DROPPED = {_W + "del", _W + "moveFrom", _W + "instrText", _FALLBACK, _W + "pPr", _W + "rPr"}
+_DROPPED = {
+    _W + "del",
+    _W + "moveFrom",
+    _W + "instrText",
+    _FALLBACK,
+    _W + "pPr",
+    _W + "rPr",
+    _W + "rt",
+}
 _BREAKS = {_W + "br": "\n", _W + "cr": "\n", _W + "tab": "\t", _W + "noBreakHyphen": "-"}
+# parts of equations: exponents and limits, indices, fractions, rows of matrices
+_IN_LINE = {
+    _M + name: sign
+    for name, sign in {"sup": "^", "sub": "_", "num": "", "den": "/", "mr": " "}.items()
+}
+_BODY_TEXT = 9  # of outline levels, which count from 0
 _NOTES = {"footnotes": "Footnotes", "endnotes": "Endnotes"}
 
 
@@ -73,19 +88,33 @@ def _open(path: Path) -> Any:
 
 
 def _heading_levels(document: Any) -> dict[str, int]:
-    """Style id to heading level; outline levels are inherited from the style's base."""
-    levels: dict[str, int] = {}
-    for style in document.styles:
+    """Style id to heading level; a style without a level of its own has that of its base."""
+    return {style.style_id: _style_level(style) for style in document.styles}
+
+
+def _style_level(style: Any) -> int:
+    seen: set[str] = set()
+    while style is not None and style.style_id not in seen:
+        seen.add(style.style_id)
         name = (style.name or "").lower()
         if name == "title":
-            levels[style.style_id] = 1
-        elif name.startswith("heading ") and name[8:].isdigit():
-            levels[style.style_id] = int(name[8:])
-        else:
-            outline = style.element.find(f"{_W}pPr/{_W}outlineLvl")
-            if outline is not None and outline.get(_W + "val", "9") in "012345678":
-                levels[style.style_id] = int(outline.get(_W + "val")) + 1
-    return levels
+            return 1
+        if name.startswith("heading ") and name[8:].isdigit():
+            return int(name[8:])
+        level = _outline_level(style.element)
+        if level is not None:
+            return level
+        style = getattr(style, "base_style", None)  # a list's style has none
+    return 0
+
+
+def _outline_level(element: Any) -> int | None:
+    """The heading level that a style or paragraph sets itself, 0 for body text, or None."""
+    outline = element.find(f"{_W}pPr/{_W}outlineLvl")
+    value = "" if outline is None else outline.get(_W + "val", "")
+    if not (value.isascii() and value.isdigit()):
+        return None
+    return int(value) + 1 if int(value) < _BODY_TEXT else 0
 
 
 def _body_blocks(parent: Any, levels: dict[str, int]) -> Iterator[Block]:
@@ -101,8 +130,7 @@ def _body_blocks(parent: Any, levels: dict[str, int]) -> Iterator[Block]:
 def _paragraph_blocks(paragraph: Any, levels: dict[str, int]) -> Iterator[Block]:
     text = _text(paragraph)
     if text:
-        style = paragraph.find(f"{_W}pPr/{_W}pStyle")
-        level = levels.get(style.get(_W + "val", ""), 0) if style is not None else 0
+        level = _paragraph_level(paragraph, levels)
         is_item = not level and paragraph.find(f"{_W}pPr/{_W}numPr") is not None
         if is_item:
             yield Block(f"- {text}", before="\n")
@@ -111,6 +139,14 @@ def _paragraph_blocks(paragraph: Any, levels: dict[str, int]) -> Iterator[Block]
     for box in paragraph.iter(_W + "txbxContent"):
         if not any(parent.tag in _DROPPED for parent in box.iterancestors()):
             yield from _body_blocks(box, levels)
+
+
+def _paragraph_level(paragraph: Any, levels: dict[str, int]) -> int:
+    own = _outline_level(paragraph)
+    if own is not None:
+        return own
+    style = paragraph.find(f"{_W}pPr/{_W}pStyle")
+    return levels.get(style.get(_W + "val", ""), 0) if style is not None else 0
 
 
 def _table_blocks(table: Any) -> Iterator[Block]:
@@ -140,16 +176,34 @@ def _collect(element: Any, pieces: list[str]) -> None:
     for child in element:
         if child.tag in _DROPPED or child.tag == _W + "txbxContent":
             continue
-        if child.tag == _W + "t":
+        if child.tag in (_W + "t", _M + "t"):
             pieces.append(child.text or "")
         elif child.tag in _BREAKS:
             pieces.append(_BREAKS[child.tag])
+        elif child.tag in _IN_LINE:
+            pieces.append(_in_line(child))
         elif child.tag == _W + "r" and _is_raised(child):
             pieces.append(BEGIN)
             _collect(child, pieces)
             pieces.append(END)
         elif len(child):
             _collect(child, pieces)
+
+
+def _in_line(part: Any) -> str:
+    """A part of an equation with the sign that says where it stood: "x^2", "(a+b)/2"."""
+    if part.tag == _M + "mr":
+        return "".join(f" {_pieces_of(cell)}" for cell in part)
+    text = _pieces_of(part)
+    if not text:
+        return ""
+    return _IN_LINE[part.tag] + (text if text.isalnum() else f"({text})")
+
+
+def _pieces_of(element: Any) -> str:
+    pieces: list[str] = []
+    _collect(element, pieces)
+    return "".join(pieces).strip()
 
 
 def _is_raised(run: Any) -> bool:
@@ -194,6 +248,9 @@ def _warnings(document: Any) -> list[DocumentWarning]:
         found.append(DocumentWarning("tracked_changes", message))
     if any(r.reltype.endswith("/comments") for r in document.part.rels.values()):
         found.append(DocumentWarning("comments_skipped", "Comments are not read."))
+    if next(body.iter(_M + "oMath"), None) is not None:
+        message = "The file has equations: they are read as lines of text, without their layout."
+        found.append(DocumentWarning("equations_in_line", message))
     hidden = [run for run in body.iter(_W + "vanish") if run.get(_W + "val") not in ("0", "false")]
     if hidden:
         message = "The file has text formatted as hidden; it is read all the same."
