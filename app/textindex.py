@@ -40,16 +40,17 @@ _CURRENCY = "$\u00a3\u20ac\u00a5"
 _MINUS = "-\u2212\u2013"
 _THOUSANDS = "'\u2019\u00a0\u2009\u202f"  # between groups of three digits, and nowhere else
 _RAISED = "\u2070\u00b9\u00b2\u00b3\u2074-\u2079"
+_POWER = rf"[\u207a\u207b]?[{_RAISED}]+|\^[{_MINUS}]?\d+"
 # A dash is a sign and a point a decimal point only where nothing goes before them.
 _SIGN = rf"(?<![\w.,%)\]{_MINUS}\u2014])[{_MINUS}](?=[{_CURRENCY}]?\.?\d)[{_CURRENCY}]?"
 _POINT = r"(?<![\w.,;:!?%)\]\"'\u2019\u201d])\.(?=\d)"
 _DIGITS = rf"\d+(?:[.,]\d+|[{_THOUSANDS}]\d{{3}}(?!\d))*"
 _WORD = re.compile(
     rf"[{_UNSPACED}]"
-    rf"|(?:(?:{_SIGN})?(?:{_POINT})?{_DIGITS}(?:[\u207a\u207b]?[{_RAISED}]+)?|{_LETTER})"
+    rf"|(?:(?:{_SIGN})?(?:{_POINT})?{_DIGITS}(?:{_POWER})?|{_LETTER})"
     rf"(?:[A-Za-z]+|{_LETTER}|[{_MARKS}]|(?<!\d)['\u2019](?=[^\W_])|['\u2019](?=[^\W\d_]))*"
 )
-_NUMBER = re.compile(rf"([{_MINUS}]?)[{_CURRENCY}]?(\.?{_DIGITS})([\u207a\u207b{_RAISED}]?)")
+_NUMBER = re.compile(rf"([{_MINUS}]?)[{_CURRENCY}]?(\.?{_DIGITS})({_POWER})?")
 _GROUPED = re.compile(
     rf"[1-9]\d{{0,2}}(?:(?:(?:,\d{{3}})+|(?:[{_THOUSANDS}]\d{{3}})+)(?:\.\d+)?|(?:\.\d{{3}}){{2,}})"
 )
@@ -84,9 +85,9 @@ STOPWORDS = frozenset(_STOPWORDS.split())
 def fold(word: str) -> str:
     """One word as it is compared: NFKC, case folded, without apostrophes, joiners and points."""
     if not word[:1].isalpha() and (number := _NUMBER.match(word)):
-        power = "^" if number.group(3) else ""
-        rest = word[number.start(3) :]
-        return _fold_number(number.group(1), number.group(2)) + power + _fold_letters(rest)
+        sign, digits, power = number.groups()
+        rest = _fold_letters(word[number.end() :])
+        return _fold_number(sign, digits) + _fold_power(power or "") + rest
     return _fold_letters(word)
 
 
@@ -104,6 +105,12 @@ def _fold_number(sign: str, digits: str) -> str:
     elif digits.startswith("."):
         digits = "0" + digits
     return ("-" if sign else "") + unicodedata.normalize("NFKC", digits)
+
+
+def _fold_power(power: str) -> str:
+    """A power as it is compared, raised or not: "^5", "^-5"."""
+    plain = unicodedata.normalize("NFKC", power).lstrip("^+")
+    return "^" + re.sub(f"^[{_MINUS}]", "-", plain) if plain else ""
 
 
 def _ungrouped(digits: str) -> str:

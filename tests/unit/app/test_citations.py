@@ -341,6 +341,7 @@ def test_a_quotation_does_not_verify_what_is_denied(book: Document) -> None:
         ("A share costs 12.00 dollars at the door.", "1,200 dollars at the door, a share costs"),
         ("The paint takes 5-7 days to dry.", "The paint takes 57 days to dry."),
         ("It rises 2.5% a year in every province.", "It rises 25% a year in every province."),
+        ("A litre of blood held 10^5 cells in it.", "A litre of blood held 10 cells in it."),
         ("The balance is -300 euros today.", "The balance is 300 euros today."),
     ],
 )
