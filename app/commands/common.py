@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -138,9 +139,18 @@ def read_settings(args: argparse.Namespace) -> ReadSettings:
 
 
 def print_json(value: Any, *, lines: bool = False) -> None:
-    """One JSON value on stdout, on one line if `lines`."""
-    text = json.dumps(value, ensure_ascii=False, indent=None if lines else 1)
+    """One JSON value on stdout, on one line if `lines`.
+
+    Letters that stdout may lack are JSON's own escapes; Python's would be none of JSON's.
+    """
+    text = json.dumps(value, ensure_ascii=not _has_all_letters(), indent=None if lines else 1)
     print(text, flush=True)
+
+
+def _has_all_letters() -> bool:
+    """Whether every text can be written to stdout: in an encoding of Unicode, or in none."""
+    encoding = getattr(sys.stdout, "encoding", None)
+    return encoding is None or codecs.lookup(encoding).name.startswith("utf")
 
 
 def say(text: str) -> None:
