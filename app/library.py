@@ -23,6 +23,7 @@ from app.migrations import FORGET_JOBS
 from app.paths import DataPaths
 from app.records import (
     ANSWER_PENDING,
+    ANSWER_STOPPED,
     SESSION_DAMAGED,
     SESSION_READING,
     SESSION_READY,
@@ -233,7 +234,10 @@ class Library:
         return [SessionRecord.from_row(row) for row in rows]
 
     def import_session(self, record: SessionRecord, messages: Sequence[MessageRecord]) -> None:
-        """Insert a session that came from a portable file, as not yet verified."""
+        """Insert a session that came from a portable file, as not yet verified.
+
+        Nobody here goes on with its pending answers: they count as stopped.
+        """
         db = self.database.get()
         row = {k: v for k, v in asdict(record).items() if k not in _DERIVED_FIELDS}
         row["settings"] = json.dumps(record.settings, sort_keys=True)
@@ -247,7 +251,7 @@ class Library:
                         "session": record.id,
                         "role": message.role,
                         "text": message.text,
-                        "state": message.state,
+                        "state": _state_here(message),
                         "reply_to": numbers.get(message.reply_to),
                         "details": json.dumps(message.details),
                         "created_at": message.created_at,
@@ -352,6 +356,13 @@ class Library:
             [text, state, json.dumps(details), answer_id],
         )
 
+    def stop_answer(self, answer_id: int, text: str) -> None:
+        """Store how far an answer came that nobody goes on with, if it is still pending."""
+        self.database.get().execute(
+            "UPDATE messages SET text = ?, state = ? WHERE id = ? AND state = ?",
+            [text, ANSWER_STOPPED, answer_id, ANSWER_PENDING],
+        )
+
     def messages(self, session_id: str) -> list[MessageRecord]:
         """The conversation of a session, oldest first."""
         rows = self.database.get().query(
@@ -368,6 +379,10 @@ class Library:
         )
         assert cursor.lastrowid is not None
         return cursor.lastrowid
+
+
+def _state_here(message: MessageRecord) -> str:
+    return ANSWER_STOPPED if message.state == ANSWER_PENDING else message.state
 
 
 def remove_folder(path: Path) -> None:

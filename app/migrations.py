@@ -133,3 +133,13 @@ def no_text_in_jobs(db: Database) -> None:
             WHERE kind = 'question'"""
     )
     db.execute(FORGET_JOBS)
+
+
+@migrations(name="006_no_answers_left_waiting")
+def no_answers_left_waiting(db: Database) -> None:
+    """Answers whose program was closed while they waited count as stopped."""
+    db.execute(
+        """UPDATE messages SET state = 'stopped' WHERE state = 'pending' AND id IN
+           (SELECT json_extract(payload, '$.answer_id') FROM jobs
+             WHERE kind = 'question' AND state NOT IN ('queued', 'running'))"""
+    )

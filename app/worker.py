@@ -22,7 +22,7 @@ from app.jobs import JobStore
 from app.library import Library
 from app.messages import EXIT_INTERRUPTED, FAULT, explain
 from app.progress import READING_STAGES, STAGE_NAMES, OnProgress, RateMeter
-from app.records import ANSWER_STOPPED, JobView, MessageRecord, SessionRecord
+from app.records import JobView, MessageRecord, SessionRecord
 from app.settings import ReadSettings
 
 if TYPE_CHECKING:
@@ -87,7 +87,8 @@ class Worker:
         self.library = reader.library
         self.history_tokens = history_tokens
         self._store = JobStore(self.library.database)
-        self._store.interrupt_orphans()
+        for job_id in self._store.interrupt_orphans():
+            self._stop_answer(self._store.get(job_id))
         self._live: dict[str, _Live] = {}
         self._running: _Live | None = None
         self._lock = threading.Lock()
@@ -191,8 +192,6 @@ class Worker:
         live.stop.set()
         if waiting:
             self._end(live, "cancelled", message="Cancelled before it began.")
-            if "answer_id" in live.view.payload:
-                self.library.set_answer(live.view.payload["answer_id"], "", ANSWER_STOPPED, {})
 
     def delete_session(self, session_id: str) -> None:
         """Cancel what runs on a session, then remove it from the library and the disk.
@@ -372,6 +371,8 @@ class Worker:
             session_id = values.get("result", {}).get("session_id") or live.view.session_id
             live.view = replace(live.view, state=state, eta_s=None, session_id=session_id, **values)
             view = live.view
+        if state in ("cancelled", "interrupted"):
+            self._stop_answer(view)
         self._store.update(
             view.id,
             state=state,
@@ -386,6 +387,11 @@ class Worker:
         live.ended.set()
         with self._lock:
             self._live.pop(view.id, None)
+
+    def _stop_answer(self, view: JobView | None) -> None:
+        """Of a question that nobody goes on with, the answer counts as stopped."""
+        if view is not None and "answer_id" in view.payload:
+            self.library.stop_answer(view.payload["answer_id"], view.text)
 
 
 def _payload(

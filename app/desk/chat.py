@@ -80,16 +80,15 @@ def _inert(text: str) -> str:
 def conversation(
     messages: Sequence[MessageRecord], job: JobView | None, page_kind: str, css: str
 ) -> list[ChatMessage]:
-    """Messages for the chat component; the first pending answer shows the running job's text."""
+    """Messages for the chat component; a pending answer shows the text of its own job."""
     shown: list[ChatMessage] = []
-    live = job
     for message in messages[-SHOWN_MESSAGES:]:
         if message.role == "user":
             shown.append({"role": "user", "content": harmless(message.text)})
             continue
         if message.state == "pending":
-            content = _pending(live, css)
-            live = None
+            own = job is not None and job.payload.get("answer_id") == message.id
+            content = _pending(job if own else None, css)
         else:
             content = _answer(message, page_kind, css)
         shown.append({"role": "assistant", "content": content})

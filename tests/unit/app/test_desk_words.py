@@ -12,9 +12,10 @@ import pytest
 
 from app.desk import words
 from app.desk.advice import advice
-from app.desk.chat import chips, harmless
+from app.desk.chat import chips, conversation, harmless
 from app.desk.instance import DeskLock, announced_url, running_desk
 from app.desk.uploads import Uploads
+from app.records import JobView, MessageRecord
 
 
 def test_an_answer_cannot_bring_tags_images_or_hidden_links() -> None:
@@ -45,6 +46,27 @@ def test_chips_tell_verified_from_not_verified_in_words() -> None:
     assert "a &lt;b&gt;" in shown
     assert "similar words" in shown and "meaning" not in shown
     assert chips([], "page", "k") == ""
+
+
+def message(number: int, role: str, state: str, text: str = "", **values: Any) -> MessageRecord:
+    """One message of a conversation."""
+    reply = number - 1 if role == "assistant" else None
+    return MessageRecord(number, "s", role, text, state, reply, values, "")
+
+
+def test_an_answer_grows_under_its_own_question() -> None:
+    messages = [
+        message(1, "user", "done", "Left when the desk was closed?"),
+        message(2, "assistant", "pending"),
+        message(3, "user", "done", "Asked now?"),
+        message(4, "assistant", "pending"),
+    ]
+    answering = JobView(
+        id="q", kind="question", state="running", done=0, total=0, tok_s=0.0, eta_s=None,
+        text="Chapter", message="Answering.", result={}, session_id="s", payload={"answer_id": 4},
+    )  # fmt: skip
+    shown = [m["content"] for m in conversation(messages, answering, "page", "k")]
+    assert "Chapter" not in shown[1] and shown[3] == "Chapter"
 
 
 def test_advice_names_no_flags_and_keeps_a_next_step() -> None:

@@ -80,7 +80,7 @@ def test_every_step_is_recorded_once_and_a_second_start_changes_nothing(data_dir
     library = Library(data_paths())
     db = library.database.get()
     names = [m.name for m in migrations.applied(db)]
-    assert names == sorted(names) and len(names) == 5 and not migrations.pending(db)
+    assert names == sorted(names) and len(names) == 6 and not migrations.pending(db)
     assert db.journal_mode == "wal"
     library.close()
 
@@ -315,6 +315,31 @@ def test_what_earlier_versions_left_of_deleted_documents_goes(tmp_path: Path) ->
     assert view is not None
     assert (view.text, view.payload) == ("", {"question_id": 1, "answer_id": 2})
     assert view.result == {"question_id": 1, "answer_id": 2}
+    library.close()
+
+
+def test_an_answer_that_was_pending_when_it_was_exported_was_stopped(library: Library) -> None:
+    add_session(library)
+    library.add_question(SESSION, "Who ran?")
+    record, messages = library.session(SESSION), library.messages(SESSION)
+    library.import_session(record, messages)
+    assert [m.state for m in library.messages(SESSION)] == ["done", "stopped"]
+
+
+def test_answers_that_a_closed_desk_left_waiting_were_stopped(tmp_path: Path) -> None:
+    paths = DataPaths(tmp_path, tmp_path / "models")
+    library = Library(paths)
+    add_session(library)
+    answers = [library.add_question(SESSION, f"{n}?")[1] for n in range(3)]
+    store = JobStore(library.database)
+    jobs = [store.add("question", {"answer_id": answer}, SESSION) for answer in answers[:2]]
+    store.update(jobs[0], state="interrupted")
+    db = library.database.get()
+    db.execute("DELETE FROM _sqlite_migrations WHERE name = '006_no_answers_left_waiting'")
+    library.close()
+    library = Library(paths)
+    states = [m.state for m in library.messages(SESSION) if m.role == "assistant"]
+    assert states == ["stopped", "pending", "pending"]
     library.close()
 
 

@@ -13,6 +13,7 @@ import pytest
 from app.answers import Answer
 from app.citations import Citation
 from app.errors import NoSuchSession
+from app.jobs import JobStore
 from app.library import Library
 from app.paths import data_paths
 from app.records import JobView
@@ -311,6 +312,39 @@ def test_closing_leaves_interrupted_jobs_that_a_new_program_finds(
     assert {later.job(job).state for job in (running, waiting)} == {"interrupted"}
     assert later.sessions()[0].state == "reading"
     later.close()
+    library.close()
+
+
+def test_a_question_that_waits_while_the_desk_is_closed_was_stopped(
+    worker: Worker, reader: FakeReader
+) -> None:
+    read_book(worker, reader)
+    first = worker.submit_question(SESSION, "Who ran?")
+    worker.submit_question(SESSION, "Where?")
+    reader.step.release()
+    until(lambda: worker.job(first).text == "The ")
+    closer = threading.Thread(target=worker.close)
+    closer.start()
+    until(lambda: worker._closing)
+    reader.step.release()
+    closer.join(60)
+    answers = [m for m in worker.messages(SESSION) if m.role == "assistant"]
+    assert [(m.text, m.state) for m in answers] == [("The wolf", "stopped"), ("", "stopped")]
+
+
+def test_a_question_of_a_program_that_was_killed_was_stopped(
+    worker: Worker, reader: FakeReader
+) -> None:
+    read_book(worker, reader)
+    job_id = worker.submit_question(SESSION, "Who ran?")
+    until(lambda: worker.job(job_id).state == "running")
+    asked_elsewhere = worker.library.add_question(SESSION, "Asked on the command line?")[1]
+    library = Library(data_paths())
+    JobStore(library.database).update(job_id, owner="999999:1.00")
+    Worker(FakeReader(library)).close()
+    states = {m.id: m.state for m in library.messages(SESSION) if m.role == "assistant"}
+    assert states.pop(asked_elsewhere) == "pending"
+    assert list(states.values()) == ["stopped"]
     library.close()
 
 
