@@ -29,7 +29,7 @@ def open_document(
     Changes   nothing; the file is only read
     """
     limits = limits or ParseLimits()
-    path = Path(path).expanduser()
+    path = _with_home(Path(path))
     check_range(pages)
     check_file(path, limits)
     request = Request(path.resolve(), password, pages, limits)
@@ -41,3 +41,11 @@ def open_document(
             f"The reading process gave an answer that does not hold together ({error}).",
             "Please report this, with the file if you can share it.",
         ) from error
+
+
+def _with_home(path: Path) -> Path:
+    """`path` with "~" as the home folder; a name that only begins so ("~$draft.txt") stays."""
+    try:
+        return path.expanduser()
+    except RuntimeError:  # no user of that name
+        return path

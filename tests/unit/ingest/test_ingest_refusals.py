@@ -21,6 +21,7 @@ from ingest import (
     ParseLimits,
     UnsupportedDocument,
     errors,
+    open_document,
 )
 from ingest.detect import detect
 
@@ -150,3 +151,13 @@ def test_errors_travel_as_dictionaries_and_as_pickles() -> None:
     assert isinstance(errors.error_from_dict({"type": "Nonsense"}), errors.ParserCrashed)
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), again.cause) == (errors.ScannedDocument, "No text.")
+
+
+def test_a_name_that_begins_with_a_tilde_is_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("~$draft.txt").write_text("Words of a draft.", encoding="utf-8")
+    assert open_document("~$draft.txt").text == "Words of a draft."
+    with pytest.raises(DocumentMissing):
+        open_document("~nobody-of-this-name/a.txt")
