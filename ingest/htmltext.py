@@ -120,6 +120,11 @@ class HtmlText(HTMLParser):
             data = _MARKS.sub("", data)
             self._pieces.append(data if "pre" in self._open else _spaces(data))
 
+    def unknown_decl(self, data: str) -> None:
+        """The text of a CDATA section, which is text in XHTML."""
+        if data.startswith("CDATA["):
+            self.handle_data(data.removeprefix("CDATA["))
+
     def close(self) -> None:
         super().close()
         self._flush()

@@ -88,6 +88,10 @@ def test_cells_of_a_row_stay_in_one_line(rows: str, blocks: list[str]) -> None:
     assert shown(f"<p>before<table>{rows}</table>") == ["before", *blocks]
 
 
+def test_a_cdata_section_is_text() -> None:
+    assert shown("<p><![CDATA[Important & more]]> after") == ["Important & more after"]
+
+
 def test_an_empty_item_gives_its_mark_to_nobody() -> None:
     assert shown("<ul><li><svg></svg></ul><h2>Top</h2>") == ["Top"]
 
