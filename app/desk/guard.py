@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
-from http.cookies import CookieError, SimpleCookie
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -132,15 +131,11 @@ class Guard:
         return any(_equal(given, self.token) for given in query.get(TOKEN_PARAMETER, []))
 
     def _has_cookie(self, scope: Scope) -> bool:
-        for header in _header(scope, b"cookie"):
-            try:
-                cookies = SimpleCookie(header.decode("latin-1"))
-            except CookieError:
-                continue
-            morsel = cookies.get(self.cookie_name)
-            if morsel is not None and _equal(morsel.value, self._cookie_value):
-                return True
-        return False
+        return any(
+            name == self.cookie_name and _equal(value, self._cookie_value)
+            for header in _header(scope, b"cookie")
+            for name, value in _cookies(header)
+        )
 
     async def _exchange(self, send: Send) -> None:
         """Answer the opened URL: set the cookie and go on without the token in the address."""
@@ -157,6 +152,17 @@ class Guard:
 
 def _header(scope: Scope, name: bytes) -> list[bytes]:
     return [value.strip() for key, value in scope["headers"] if key.lower() == name]
+
+
+def _cookies(header: bytes) -> Iterator[tuple[str, str]]:
+    """Names and values of a Cookie header.
+
+    Other programs on this address may have set any, also such as no standard allows; those must
+    not hide ours, as they would from http.cookies.
+    """
+    for pair in header.decode("latin-1").split(";"):
+        name, _, value = pair.partition("=")
+        yield name.strip(), value.strip()
 
 
 def _is_navigation(scope: Scope) -> bool:

@@ -131,6 +131,18 @@ def test_without_the_cookie_nothing_is_served(served: Served) -> None:
     assert served.ask("/?token=" + TOKEN, "POST").status == 403
 
 
+@pytest.mark.parametrize(
+    "foreign",
+    ['prefs={"theme":"dark","n":1}', "name=John Smith", "a@b=1", "alone", "=", 'open="', "a=b=c"],
+)
+def test_cookies_of_other_programs_on_this_machine_do_no_harm(served: Served, foreign: str) -> None:
+    name = served.cookie.split("=")[0]
+    for cookies in (f"{foreign}; {served.cookie}", f"{served.cookie};{foreign}"):
+        assert served.ask(cookie=cookies).status == 200
+    for cookies in (foreign, f"{foreign}; {name}=guess", f"x{served.cookie}", f"x={served.cookie}"):
+        assert served.ask(cookie=cookies).status == 403
+
+
 def test_the_token_is_exchanged_for_a_strict_cookie(served: Served) -> None:
     response = served.ask(f"/?token={TOKEN}")
     cookie = response.headers["set-cookie"]
