@@ -52,6 +52,11 @@ def _build_table() -> dict[int, str | None]:
 
 
 _TABLE = _build_table()
+_LETTERS = {
+    code: plain
+    for code, plain in _TABLE.items()
+    if chr(code) in _INVISIBLE or (code >= 0xFB00 and plain is not None)
+}
 _UNSAFE = re.compile(r"[\ud800-\udfff\x00]")
 
 
@@ -70,6 +75,12 @@ def clean_line(text: str) -> str:
     text = _LOOSE_ACCENT.sub(_combine, safe_text(text).translate(_TABLE))
     cleaned = unicodedata.normalize("NFC", text).strip()
     return cleaned + SOFT_HYPHEN if soft and cleaned else cleaned
+
+
+def plain_letters(text: str) -> str:
+    """Text with ligatures spelled out and without soft hyphens and blanks of no width, which cut
+    words in two for whoever looks for them; lines and blanks stay."""
+    return text if text.isascii() else text.translate(_LETTERS)
 
 
 def _combine(match: re.Match[str]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
+from ingest.clean import plain_letters
 from ingest.htmlelements import VOID, OpenElements
 from ingest.parts import PARAGRAPH, Block
 from ingest.superscript import BEGIN, END, settle
@@ -146,7 +147,7 @@ class HtmlText(HTMLParser):
             self.blocks[starts[0] :] = [Block("\t".join(texts).rstrip(), before=before)]
 
     def _flush(self) -> None:
-        raw = _MARKS.sub("", settle("".join(self._pieces)))
+        raw = plain_letters(_MARKS.sub("", settle("".join(self._pieces))))
         self._pieces = []
         if "pre" in self._open:
             text = raw.strip("\n").rstrip()

@@ -92,6 +92,12 @@ def test_a_cdata_section_is_text() -> None:
     assert shown("<p><![CDATA[Important & more]]> after") == ["Important & more after"]
 
 
+def test_invisible_letters_cut_no_word() -> None:
+    assert shown("<p>Donau&shy;dampf&shy;schiff o\ufb03ce a&#8203;b &copy;") == [
+        "Donaudampfschiff office ab \u00a9"
+    ]
+
+
 def test_an_empty_item_gives_its_mark_to_nobody() -> None:
     assert shown("<ul><li><svg></svg></ul><h2>Top</h2>") == ["Top"]
 
