@@ -1,7 +1,8 @@
 """What a tab can do: every click changes the tab's place or hands a job to the worker.
 
 A seat belongs to one tab. Clicks and the timer reach it from several threads; its lock makes them
-take turns, so that what the timer saw before a click never overwrites what the click changed.
+take turns, so that what the timer saw before a click never overwrites what the click changed. A
+click that comes where it no longer belongs, as the second of a double click, does nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from app.desk import words
-from app.desk.advice import advice, job_advice, told
+from app.desk.advice import advice, job_advice, needs_password, told
 from app.desk.picture import HOME, Picture, draw, place_on_load, question_job, reading_job
 from app.desk.port import DeskWorker
 from app.desk.uploads import Uploads
@@ -96,6 +97,9 @@ class Seat:
 
     def unlock(self, password: str) -> None:
         """Open the locked document of this place with a password."""
+        job = self._job()
+        if job is None or not needs_password(job):
+            return
         if not password:
             self.note = "Type the document's password first."
             return
@@ -144,15 +148,18 @@ class Seat:
 
     def resume(self) -> None:
         """Read on where the open session's reading stopped."""
-        self.place = f"read:{self.worker.submit_reopen(self._session_id())}"
+        if self._draw().can_resume:
+            self.place = f"read:{self.worker.submit_reopen(self._session_id())}"
 
     def ask(self, question: str) -> None:
         """Hand a question to the worker, unless one is being answered."""
         session_id = self._session_id()
         if not question.strip():
             return
-        if question_job(self.worker.jobs(active=True), session_id) is not None:
-            self.note = "One question at a time: wait for the answer, or stop it."
+        answering = question_job(self.worker.jobs(active=True), session_id)
+        if answering is not None:
+            if question.strip() != self._asked(answering):
+                self.note = "One question at a time: wait for the answer, or stop it."
             return
         self.worker.submit_question(session_id, question.strip())
 
@@ -173,8 +180,9 @@ class Seat:
     def delete(self) -> None:
         """Delete the open session."""
         session_id = self._session_id()
-        self.home()
-        self.worker.delete_session(session_id)
+        if session_id:
+            self.home()
+            self.worker.delete_session(session_id)
 
     # Inside
 
@@ -217,13 +225,23 @@ class Seat:
         kind, _, name = self.place.partition(":")
         return name if kind == "session" else ""
 
+    def _asked(self, job: JobView) -> str:
+        """The question that a job answers."""
+        messages = self.worker.messages(job.session_id or "")
+        texts = {message.id: message.text for message in messages}
+        answer_id = job.payload.get("answer_id")
+        replies = (texts.get(m.reply_to or 0, "") for m in messages if m.id == answer_id)
+        return next(replies, "")
+
     def _path(self) -> Path:
         return Path(self.dropped())
 
     def _pages(self, first: Any, last: Any) -> tuple[int, int] | None:
-        """The typed range, or the note says what is wrong with it and None comes back."""
-        job = self.worker.job(self.place.partition(":")[2])
-        n_pages = int(job.result["n_pages"]) if job is not None else 1
+        """The typed range, or None where there is no plan, or the note says what is wrong."""
+        job = self._job()
+        if job is None or job.kind != "plan" or job.state != "done":
+            return None
+        n_pages = int(job.result["n_pages"])
         try:
             pages = words.page_range(first, last) or (1, n_pages)
         except ValueError as error:

@@ -148,3 +148,107 @@ def test_bytes_are_told_from_tokens_by_what_is_being_done(
 ) -> None:
     running = job("r", "ingest", "running", dropped, done=30_000_000, total=60_000_000)
     assert words in cards.progress_words(replace(running, message=message))
+
+
+class Recorder(FewJobs):
+    """A worker that takes what it is given, and notes it."""
+
+    def __init__(self, *jobs: JobView) -> None:
+        super().__init__(*jobs)
+        self.asked: list[str] = []
+        self.deleted: list[str] = []
+        self.said: list[MessageRecord] = []
+
+    def messages(self, session_id: str) -> Sequence[MessageRecord]:
+        return self.said
+
+    def _take(self, kind: str, **payload: Any) -> str:
+        view = job(f"j{len(self.known)}", kind, "running", Path("book.txt"))
+        payload = {**view.payload, **payload} if kind == "plan" else payload or view.payload
+        session = "s1" if "session" in payload or kind == "question" else None
+        self.known.append(replace(view, payload=payload, session_id=session))
+        return view.id
+
+    def submit_plan(self, path: Path, *how: Any) -> str:
+        return self._take("plan", path=str(path))
+
+    def submit_ingest(self, path: Path, *how: Any, **more: Any) -> str:
+        return self._take("ingest", path=str(path), **more)
+
+    def submit_reopen(self, session_id: str) -> str:
+        return self._take("ingest", session=session_id)
+
+    def submit_question(self, session_id: str, text: str) -> str:
+        self.asked.append(text)
+        self.said += [
+            MessageRecord(1, session_id, "user", text, "done", None, {}, ""),
+            MessageRecord(2, session_id, "assistant", "", "pending", 1, {}, ""),
+        ]
+        return self._take("question", answer_id=2)
+
+    def cancel(self, job_id: str) -> None:
+        """Nothing runs."""
+
+    def delete_session(self, session_id: str) -> None:
+        self.deleted.append(session_id)
+        self.read = []
+
+
+PLANNED = {"n_pages": 9, "n_tokens": 9, "sha256": "d", "session_id": "s1"}
+
+
+def acted(seat: Seat, *clicks: tuple[Any, ...]) -> None:
+    for action, *given in clicks:
+        seat.act(action, *given)
+
+
+@pytest.mark.parametrize("action", ["read", "replan"])
+def test_a_second_click_on_a_plan_is_no_fault(action: str, uploads: Uploads, dropped: Path) -> None:
+    worker = Recorder(job("p", "plan", "done", dropped, result=PLANNED))
+    seat = seats_of(worker, uploads).of("one")
+    seat.place = "plan:p"
+    acted(seat, *[(getattr(seat, action), "1", "9")] * 2)
+    assert seat.note == "" and len(worker.known) == 2
+
+
+def test_a_second_click_on_open_with_a_password_is_no_fault(
+    uploads: Uploads, dropped: Path
+) -> None:
+    locked = {"error": "PasswordRequired"}
+    worker = Recorder(job("p", "plan", "failed", dropped, result=locked))
+    seat = seats_of(worker, uploads).of("one")
+    seat.place = "plan:p"
+    acted(seat, (seat.unlock, "sesame"), (seat.unlock, "sesame"), (seat.unlock, ""))
+    assert seat.note == "" and len(worker.known) == 2
+
+
+def test_a_second_click_on_continue_reading_is_no_fault(uploads: Uploads) -> None:
+    worker = Recorder()
+    worker.read = [replace(a_session(), state="reading")]
+    seat = seats_of(worker, uploads).of("one")
+    seat.place = "session:s1"
+    acted(seat, (seat.resume,), (seat.resume,))
+    assert seat.note == "" and len(worker.known) == 1
+    seat.place = "session:s1"  # from another tab
+    acted(seat, (seat.resume,))
+    assert seat.note == "" and len(worker.known) == 1
+
+
+def test_a_second_click_on_delete_is_no_fault(uploads: Uploads) -> None:
+    worker = Recorder()
+    worker.read = [a_session()]
+    seat = seats_of(worker, uploads).of("one")
+    seat.place = "session:s1"
+    acted(seat, (seat.ask_delete,), (seat.delete,), (seat.delete,))
+    assert seat.note == "" and worker.deleted == ["s1"]
+
+
+def test_a_question_that_is_clicked_twice_is_asked_once_and_others_wait(uploads: Uploads) -> None:
+    worker = Recorder()
+    worker.read = [a_session()]
+    seat = seats_of(worker, uploads).of("one")
+    seat.place = "session:s1"
+    acted(seat, (seat.ask, "Who ran? "), (seat.ask, "Who ran? "))
+    assert seat.note == "" and worker.asked == ["Who ran?"]
+    acted(seat, (seat.ask, "Where?"))
+    assert "One question at a time" in seat.note and worker.asked == ["Who ran?"]
