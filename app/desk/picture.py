@@ -22,6 +22,9 @@ from app.desk.words import session_line
 from app.records import SESSION_DAMAGED, SESSION_READING, SESSION_READY, JobView, SessionRecord
 
 HOME = ""
+SESSION_GONE = "That session is no longer in the library."
+DOCUMENT_GONE = "That document is no longer in the library. Drop it in again if it is still wanted."
+UNFINISHED = "This document has not been read to the end. Continue where the reading stopped."
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,7 @@ def draw(
         record = next((record for record in sessions if record.id == name), None)
         if record is not None:
             return replace(_chat(worker, record, active, base, css), confirm=confirm)
-        gone = cards.notice(note or "That session is no longer in the library.")
-        return replace(base, place=HOME, notice=gone)
+        return replace(base, place=HOME)
     job = worker.job(name) if kind in ("plan", "read") else None
     if job is None:
         return replace(base, place=HOME)
@@ -144,10 +146,9 @@ def _chat(
     reading = _is_read(active, record.id)
     notice = base.notice
     if not notice and record.state == SESSION_DAMAGED:
-        notice = cards.notice(advice(record.problem, "SnapshotCorrupt"))
+        notice = cards.notice(why_not_to_be_asked(record))
     if not notice and record.state == SESSION_READING and not reading:
-        text = "This document has not been read to the end. Continue where the reading stopped."
-        notice = cards.notice(text, "info")
+        notice = cards.notice(why_not_to_be_asked(record), "info")
     return replace(
         base,
         mode="chat",
@@ -159,6 +160,13 @@ def _chat(
         can_ask=record.state == SESSION_READY and answering is None,
         can_resume=record.state == SESSION_READING and not reading,
     )
+
+
+def why_not_to_be_asked(record: SessionRecord) -> str:
+    """Why no question can be put to a session, and the next step; nothing if one can."""
+    if record.state == SESSION_DAMAGED:
+        return advice(record.problem, "SnapshotCorrupt")
+    return "" if record.state == SESSION_READY else UNFINISHED
 
 
 def question_job(active: Sequence[JobView], session_id: str) -> JobView | None:

@@ -16,7 +16,17 @@ from typing import Any
 
 from app.desk import words
 from app.desk.advice import advice, job_advice, needs_password, told
-from app.desk.picture import HOME, Picture, draw, place_on_load, question_job, reading_job
+from app.desk.picture import (
+    DOCUMENT_GONE,
+    HOME,
+    SESSION_GONE,
+    Picture,
+    draw,
+    place_on_load,
+    question_job,
+    reading_job,
+    why_not_to_be_asked,
+)
 from app.desk.port import DeskWorker
 from app.desk.uploads import Uploads
 from app.messages import FAULT, explain
@@ -152,9 +162,13 @@ class Seat:
             self.place = f"read:{self.worker.submit_reopen(self._session_id())}"
 
     def ask(self, question: str) -> None:
-        """Hand a question to the worker, unless one is being answered."""
+        """Hand a question to the worker, unless one is being answered or none can be."""
         session_id = self._session_id()
-        if not question.strip():
+        record = next((r for r in self.worker.sessions() if r.id == session_id), None)
+        if record is None or not question.strip():
+            return
+        self.note = why_not_to_be_asked(record)
+        if self.note:
             return
         answering = question_job(self.worker.jobs(active=True), session_id)
         if answering is not None:
@@ -211,10 +225,13 @@ class Seat:
         return self.worker.job(name) if kind in ("plan", "read") else None
 
     def _note_of_ended(self) -> str:
+        """What is said of a place that cannot be shown any longer."""
         job = self._job()
-        if self.note or job is None or job.state in ("done", "queued", "running"):
+        if self.note or (job is not None and job.state in ("done", "queued", "running")):
             return self.note
-        return job_advice(job)
+        if job is not None:
+            return job_advice(job)
+        return SESSION_GONE if self._session_id() else DOCUMENT_GONE
 
     def _told_at_return(self) -> str:
         """What was announced of a document that opened at once; a reading showed it meanwhile."""

@@ -252,3 +252,49 @@ def test_a_question_that_is_clicked_twice_is_asked_once_and_others_wait(uploads:
     assert seat.note == "" and worker.asked == ["Who ran?"]
     acted(seat, (seat.ask, "Where?"))
     assert "One question at a time" in seat.note and worker.asked == ["Who ran?"]
+
+
+@pytest.mark.parametrize(
+    ("state", "said"), [("reading", "not been read to the end"), ("damaged", "layers-000")]
+)
+def test_enter_asks_nothing_where_nothing_can_be_asked(
+    state: str, said: str, uploads: Uploads
+) -> None:
+    worker = Recorder()
+    problem = "The file layers-000.safetensors fails its checksum."
+    worker.read = [replace(a_session(), state=state, problem=problem)]
+    seat = seats_of(worker, uploads).of("one")
+    seat.place = "session:s1"
+    acted(seat, (seat.ask, "Who ran?"))
+    assert worker.asked == [] and said in seat.note, "and what was typed stays"
+
+
+def test_a_session_that_another_tab_deleted_is_told_as_such(uploads: Uploads) -> None:
+    worker = Recorder()
+    worker.read = [a_session()]
+    seat = seats_of(worker, uploads).of("one")
+    seat.place = "session:s1"
+    assert seat.look().mode == "chat"
+    worker.delete_session("s1")
+    for _ in range(2):
+        picture = seat.look()
+        assert picture.place == "" and "no longer in the library" in picture.notice
+    acted(seat, (seat.home,))
+    assert seat.look().notice == ""
+
+
+def test_a_question_on_a_session_that_another_tab_deleted_is_told_as_such(
+    uploads: Uploads,
+) -> None:
+    seat = seats_of(Recorder(), uploads).of("one")
+    seat.place = "session:s1"
+    acted(seat, (seat.ask, "Who ran?"))
+    picture = seat.look()
+    assert picture.place == "" and "no longer in the library" in picture.notice
+
+
+def test_a_plan_that_went_with_its_document_is_told_as_such(uploads: Uploads) -> None:
+    seat = seats_of(Recorder(), uploads).of("one")
+    seat.place = "plan:gone"
+    picture = seat.look()
+    assert picture.place == "" and "no longer in the library" in picture.notice
