@@ -183,7 +183,13 @@ _TABLE: dict[type[Exception], Message] = {
 }
 
 LIBRARY_REPAIR = "Move the file away; documents can be read again."
-_NO_ROOM = Message("The disk is full.", _TABLE[engine.NotEnoughDisk].next_step, EXIT_ROOM)
+# Where the library cannot be opened, `sessions` cannot list them.
+_NO_ROOM = Message(
+    "The disk is full.",
+    "Free some space, or delete sessions with `delete ID`: the folders in `snapshots` of the data "
+    "directory have their ids for names.",
+    EXIT_ROOM,
+)
 # What SQLite says, beside the names of its own that it has for it.
 _DISK_ENDED, _DISK_FAILED = "database or disk is full", "disk I/O error"
 _LIBRARY_DAMAGED = (
