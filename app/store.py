@@ -9,7 +9,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -77,7 +77,7 @@ def keep_document(
             return _stored(paths, known, started, parsed_now=False)
         if on_parse is not None:
             on_parse()
-        document = _parsed(copy, password)
+        document = _titled(_parsed(copy, password), copy, path)
         needs_password = password is not None and _needs_password(copy)
         (work / PARSED_NAME).write_text(document.to_json(), encoding="utf-8")
         library.add_document(document, _shown_name(path), needs_password=needs_password)
@@ -220,6 +220,13 @@ def _parsed(copy: Path, password: str | None) -> Document:
     except DocumentTooLarge as error:
         next_step = "Split the file, and open its parts one by one."
         raise DocumentTooLarge(error.cause, next_step) from error
+
+
+def _titled(document: Document, copy: Path, path: Path) -> Document:
+    """The document, whose title is the file's own name where the parser took the copy's."""
+    if document.title != copy.stem:
+        return document
+    return replace(document, title=Path(_shown_name(path)).stem)
 
 
 def _publish(work: Path, place: Path) -> None:

@@ -69,3 +69,25 @@ def test_no_session_has_a_name_that_is_not_utf8(
 ) -> None:
     assert main([*command, "\udcff"]) == 2
     assert "no session" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stem", ["Alice's Adventures, Vol. 1 \u2013 Notes & Letters", "n" * 120])
+def test_a_title_from_a_file_name_is_that_name(
+    stem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_tiny_model(monkeypatch)
+    (tmp_path / f"{stem}.txt").write_text(BOOK, encoding="utf-8")
+    assert main(["ingest", str(tmp_path / f"{stem}.txt"), "--json", *TINY[:-2]]) == 0
+    assert json.loads(capsys.readouterr().out)["document"]["title"] == stem
+    library = Library(data_paths())
+    assert library.sessions()[0].title == stem
+    library.close()
+
+
+def test_a_title_of_the_documents_own_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_tiny_model(monkeypatch)
+    (tmp_path / "a, b.md").write_text(f"# Wolves\n\n{BOOK}", encoding="utf-8")
+    assert main(["ingest", str(tmp_path / "a, b.md"), "--json", *TINY[:-2]]) == 0
+    assert json.loads(capsys.readouterr().out)["document"]["title"] == "Wolves"
