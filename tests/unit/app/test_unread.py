@@ -47,7 +47,7 @@ def test_a_refusal_takes_nothing_that_somebody_else_has_opened(
         if not looking:
             looking.append("at the plan")
             other.plan(book)
-        return 2**20
+        return 2**10
 
     monkeypatch.setattr("app.plan.available_bytes", opened_elsewhere)
     with pytest.raises(NotEnoughMemory):
