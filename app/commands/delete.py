@@ -43,9 +43,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _delete(args: argparse.Namespace) -> list[SessionRecord]:
+    """Delete what is named; one that is named twice comes once."""
     with opened_library(args) as library:
-        records = [library.session(name) for name in args.sessions]
-        for record in {record.id: record for record in records}.values():
+        named = [library.session(name) for name in args.sessions]
+        records = list({record.id: record for record in named}.values())
+        for record in records:
             library.delete_session(record.id)
             if not args.json:
                 print(f"Deleted {record.id}: {record.title}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from app.commands.arguments import filled
 from app.commands.common import add_json, opened_library, print_json
 
 NAME = "export"
@@ -15,7 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("session", metavar="SESSION", help="an id, or its beginning")
     parser.add_argument(
-        "file", nargs="?", metavar="FILE", help="where to write it (default: TITLE.longread)"
+        "file",
+        nargs="?",
+        type=filled,
+        metavar="FILE",
+        help="where to write it (default: TITLE.longread)",
     )
     add_json(parser)
 

@@ -136,3 +136,16 @@ def test_nothing_is_taken_in_while_another_program_reads_the_same(
     with files.locked(library.paths.snapshots, session), pytest.raises(SessionBusy):
         import_session(library, Path("s.longread"))
     assert import_session(library, Path("s.longread")).id == session
+
+
+def test_a_file_without_a_name_is_refused(session: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["export", session, ""])
+    assert ended.value.code == 2 and not list(tmp_path.glob("*.longread"))
+
+
+def test_a_session_that_is_named_twice_is_deleted_once(
+    session: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["delete", session[:6], session, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"deleted": [session]}
