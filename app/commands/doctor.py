@@ -166,14 +166,13 @@ def _data(paths: DataPaths, problems: list[dict[str, str]]) -> dict[str, Any]:
     values: dict[str, Any] = {"folder": str(paths.root), "models_folder": str(paths.models)}
     try:
         paths.make()
-        probe = paths.root / f".probe-{os.getpid()}"
-        probe.write_bytes(b"x")
-        probe.unlink()
-    except (OSError, DataDirUnusable) as error:
+        _probe(paths.root / f".probe-{os.getpid()}")
+    except DataDirUnusable as error:
+        problems.append({"what": error.cause, "repair": error.next_step})
+        return values
+    except OSError as error:
         what = f"The data directory {paths.root} cannot be written ({error})."
-        if isinstance(error, DataDirUnusable):
-            what = error.cause
-        problems.append({"what": what, "repair": "Choose another with --data-dir."})
+        problems.append({"what": what, "repair": _repair(error)})
         return values
     free = shutil.disk_usage(paths.root).free
     values["free_disk_bytes"] = free
@@ -186,6 +185,24 @@ def _data(paths: DataPaths, problems: list[dict[str, str]]) -> dict[str, Any]:
         )
     values["sessions"] = _sessions(paths, problems)
     return values
+
+
+def _probe(file: Path) -> None:
+    """Write a file, which does not stay. Raises OSError where nothing can be written."""
+    try:
+        file.write_bytes(b"x")
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _repair(error: OSError) -> str:
+    """What to do about a data directory that cannot be written."""
+    from app.messages import EXIT_ROOM, explain
+
+    message = explain(error)
+    if message is not None and message.exit_code == EXIT_ROOM:
+        return message.next_step
+    return "Choose another with --data-dir."
 
 
 def _sessions(paths: DataPaths, problems: list[dict[str, str]]) -> dict[str, Any]:

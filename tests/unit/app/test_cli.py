@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -416,3 +417,30 @@ def test_a_session_is_asked_with_the_flags_that_it_was_read_with(
     arguments = ["ask", read["session"], "-q", "Who?", "--json", "--max-new-tokens", "1"]
     code, answered, err = ask(capsys, *arguments, *TINY, "--pages", "1", "--kv-bits", "k8v4")
     assert code == 0 and answered["reused"] is True, err
+
+
+def test_doctor_on_a_full_disk_says_so_and_leaves_nothing(
+    data_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_tiny_model(monkeypatch)
+
+    def full(path: Path, content: bytes) -> int:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    _, report, _ = ask(capsys, "doctor", "--json")
+    (problem,) = [found for found in report["problems"] if str(data_dir) in found["what"]]
+    assert "delete" in problem["repair"] and "--data-dir" not in problem["repair"]
+    assert not list(data_dir.glob(".probe*"))
+
+
+def test_doctor_says_what_moves_a_folder_of_models_that_is_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_tiny_model(monkeypatch)
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("LONGREAD_MODELS", str(tmp_path / "file"))
+    _, report, _ = ask(capsys, "doctor", "--json")
+    (problem,) = [found for found in report["problems"] if "is a file" in found["what"]]
+    assert "LONGREAD_MODELS" in problem["repair"]
