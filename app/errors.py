@@ -6,6 +6,7 @@ AppError                cause and next_step are for the user; exit_code for the 
 |- NoSuchSession        no session of that name in the library
 |- SessionNotReady      known, but not read to the end or damaged
 |- SessionBusy          another program is reading it just now
+|- OpeningStopped       a document's opening or counting was cancelled
 |- BadTarget            a file that cannot be written to where it was asked for
 |- PortableFileBad      a session file that cannot be imported, with the reason
 |- DataDirUnusable      the folder for everything cannot be made or found
@@ -59,6 +60,15 @@ class SessionBusy(AppError):
     """Another program holds the session's lock: it reads the document, or takes the session in."""
 
     exit_code = 2
+
+
+class OpeningStopped(AppError):
+    """Whoever opened a document asked for an end before the reading began."""
+
+    exit_code = 130
+
+    def __init__(self) -> None:
+        super().__init__("Opening the document was stopped.")
 
 
 class BadTarget(AppError):

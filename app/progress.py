@@ -20,6 +20,7 @@ STAGE_NAMES = {
     "read_again": "Reading a second time",
     "save": "Saving the session",
 }
+OPENING_STAGES = ("parse", "fetch", "load")
 READING_STAGES = ("read", "read_again")
 
 

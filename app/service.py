@@ -81,6 +81,7 @@ class Reader:
         on_progress: OnProgress = ignore_progress,
         on_session: Callable[[str], None] | None = None,
         stop: Callable[[], bool] | None = None,
+        while_parsing: Callable[[], None] | None = None,
     ) -> OpenSession:
         """A session for this file: restored from disk if it was read before, else read now.
 
@@ -89,10 +90,11 @@ class Reader:
 
         reread      read again even if there is a snapshot (or a damaged one)
         on_session  gets the session's id before the reading begins
+        while_parsing  is called again and again; an exception that it raises ends the parsing
         Raises      IngestError, EngineError, DocumentTooLong, BadPageRange; PrefillStopped after
                     the state so far was saved
         """
-        stored = self._keep(Path(path), password, on_progress)
+        stored = self._keep(Path(path), password, on_progress, while_parsing)
         with kept_if_read(self.library, stored):
             wanted = settings or self.defaults
             job = self._job(stored.document, pages, wanted, on_progress)
@@ -136,9 +138,13 @@ class Reader:
         pages: tuple[int, int] | None = None,
         settings: ReadSettings | None = None,
         on_progress: OnProgress = ignore_progress,
+        while_parsing: Callable[[], None] | None = None,
     ) -> Plan:
-        """What reading this file would cost; nothing is read. Raises what parsing raises."""
-        stored = self._keep(Path(path), password, on_progress)
+        """What reading this file would cost; nothing is read. Raises what parsing raises.
+
+        while_parsing  as for `open`
+        """
+        stored = self._keep(Path(path), password, on_progress, while_parsing)
         wanted = settings or self.defaults
         with kept_if_read(self.library, stored):
             job = self._job(stored.document, pages, wanted, on_progress)
@@ -194,9 +200,19 @@ class Reader:
         """Where a model computes: on the CPU beside other programs (app.sharing)."""
         return self._share.computing() if model.device == "cpu" else nullcontext(lambda: None)
 
-    def _keep(self, path: Path, password: str | None, on_progress: OnProgress) -> StoredDocument:
+    def _keep(
+        self,
+        path: Path,
+        password: str | None,
+        on_progress: OnProgress,
+        while_parsing: Callable[[], None] | None,
+    ) -> StoredDocument:
         return keep_document(
-            self.library, path, password, on_parse=lambda: on_progress("parse", 0, 0)
+            self.library,
+            path,
+            password,
+            on_parse=lambda: on_progress("parse", 0, 0),
+            while_parsing=while_parsing,
         )
 
     def _job(

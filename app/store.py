@@ -9,6 +9,8 @@ import shutil
 import stat
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from ingest import Document, ParseLimits
 
 PARSED_NAME = "document.json"
+LOOK_EVERY_S = 0.2
 _BLOCK_BYTES = 4 * 1024 * 1024
 _TEMPORARY = re.compile(r"\.tmp-(\d+)$|\.(\d+)\.tmp$")
 
@@ -45,12 +48,16 @@ def keep_document(
     path: Path,
     password: str | None = None,
     on_parse: Callable[[], None] | None = None,
+    while_parsing: Callable[[], None] | None = None,
 ) -> StoredDocument:
     """Copy a file into the data directory and parse it; what is there already is used again.
 
     A document that needs a password is parsed anew each time, so that the password is asked for
     each time. Raises ingest.IngestError or engine.NotEnoughDisk; then nothing
     stays behind.
+
+    on_parse       called before the file is parsed
+    while_parsing  called every LOOK_EVERY_S meanwhile; an exception that it raises ends the parsing
     """
     from engine.files import need_disk
     from ingest import ParseLimits
@@ -77,7 +84,7 @@ def keep_document(
             return _stored(paths, known, started, parsed_now=False)
         if on_parse is not None:
             on_parse()
-        document = _titled(_parsed(copy, password), copy, path)
+        document = _titled(_parsed(copy, password, while_parsing), copy, path)
         needs_password = password is not None and _needs_password(copy)
         (work / PARSED_NAME).write_text(document.to_json(), encoding="utf-8")
         library.add_document(document, _shown_name(path), needs_password=needs_password)
@@ -210,16 +217,37 @@ def _copy(path: Path, work: Path, most: int) -> tuple[str, Path]:
     return digest.hexdigest(), target
 
 
-def _parsed(copy: Path, password: str | None) -> Document:
+def _parsed(copy: Path, password: str | None, while_parsing: Callable[[], None] | None) -> Document:
     """The whole document: pages are chosen of it later. Raises what open_document raises."""
     from ingest import open_document
     from ingest.errors import DocumentTooLarge
 
+    with ThreadPoolExecutor(1, "parsing") as pool:
+        parsing = pool.submit(open_document, copy, password)
+        try:
+            while not wait([parsing], LOOK_EVERY_S).done:
+                if while_parsing is not None:
+                    while_parsing()
+        except BaseException:
+            _end_parsing(parsing)
+            raise
     try:
-        return open_document(copy, password)
+        return parsing.result()
     except DocumentTooLarge as error:
         next_step = "Split the file, and open its parts one by one."
         raise DocumentTooLarge(error.cause, next_step) from error
+
+
+def _end_parsing(parsing: Future[Document]) -> None:
+    """Kill the process that parses for this one, whenever it has come up."""
+    from ingest.guard import WORKER_COMMAND
+
+    command = list(WORKER_COMMAND)
+    while not wait([parsing], LOOK_EVERY_S / 10).done:
+        for child in psutil.Process().children():
+            with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                if child.cmdline()[: len(command)] == command:
+                    child.kill()
 
 
 def _titled(document: Document, copy: Path, path: Path) -> Document:

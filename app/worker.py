@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from app.conversation import Asker, answer_stored
-from app.errors import AppError, NoSuchSession
+from app.errors import AppError, NoSuchSession, OpeningStopped
 from app.jobs import JobStore
 from app.library import Library
 from app.messages import EXIT_INTERRUPTED, FAULT, explain
-from app.progress import READING_STAGES, STAGE_NAMES, OnProgress, RateMeter
-from app.records import JobView, MessageRecord, SessionRecord
+from app.progress import OPENING_STAGES, READING_STAGES, STAGE_NAMES, OnProgress, RateMeter
+from app.records import ANSWER_FAILED, JobView, MessageRecord, SessionRecord
 from app.settings import ReadSettings
 
 if TYPE_CHECKING:
@@ -69,6 +69,11 @@ class _Live:
         self.doing = "Working."
         self.told: list[str] = []
         self.saved_at = 0.0
+
+    def heed_stop(self) -> None:
+        """Raise OpeningStopped if an end was asked for."""
+        if self.stop.is_set():
+            raise OpeningStopped
 
     @property
     def message(self) -> str:
@@ -183,7 +188,7 @@ class Worker:
     # Ending
 
     def cancel(self, job_id: str) -> None:
-        """Stop a job: at once if it waits, else after the chunk or token it is at."""
+        """Stop a job: at once if it waits or a file is parsed, else after its chunk or token."""
         with self._lock:
             live = self._live.get(job_id)
             waiting = live is not None and live.view.state == "queued"
@@ -262,6 +267,7 @@ class Worker:
         view = live.view
         if view.kind == "plan":
             plan = self.reader.plan(on_progress=self._progress(live), **_how_to_open(live))
+            live.heed_stop()
             self._end(live, "done", message="", result=plan.to_dict())
         elif view.kind == "ingest":
             session = self._opened(live)
@@ -297,8 +303,9 @@ class Worker:
                 session_id, on_progress=self._progress(live), stop=live.stop.is_set
             )
         except Exception as error:
-            problem = {"problem": str(explain(error) or FAULT)}
-            self.library.set_answer(ids[1], "", "failed", problem)
+            message = explain(error) or FAULT
+            if message.exit_code != EXIT_INTERRUPTED:
+                self.library.set_answer(ids[1], "", ANSWER_FAILED, {"problem": str(message)})
             raise
         live.doing = "Answering."
         self._change(live, message=live.message, done=0, total=0, tok_s=0.0, eta_s=None)
@@ -318,7 +325,11 @@ class Worker:
         self._end(live, state, message="", result=result)
 
     def _progress(self, live: _Live) -> OnProgress:
+        """Puts progress into a job's view, and ends an opening whose stop is asked for."""
+
         def progressed(stage: str, done: int, total: int) -> None:
+            if stage in OPENING_STAGES:
+                live.heed_stop()
             if stage != live.stage:
                 live.stage = stage
                 live.meter.start(done, total)
@@ -414,6 +425,7 @@ def _how_to_open(live: _Live) -> dict[str, Any]:
     return {
         "path": payload["path"],
         "password": live.password,
+        "while_parsing": live.heed_stop,
         "pages": tuple(pages) if pages else None,
         "settings": settings(payload["settings"]) if payload.get("settings") else None,
     }

@@ -15,6 +15,7 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 _FLAG = re.compile(r"(^|\s)--[a-z]|`")
 _WHOLE = {
     "PrefillStopped": "The reading was stopped. What has been read is kept: continue at any time.",
+    "OpeningStopped": "Opening the document was stopped.",
 }
 _NEXT_STEP = {
     "PasswordRequired": "Type its password and open it again.",

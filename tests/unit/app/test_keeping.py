@@ -8,8 +8,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
+from app.errors import OpeningStopped
 from app.library import Library
 from app.paths import data_paths
 from app.store import keep_document
@@ -91,3 +93,15 @@ def test_the_advice_for_too_many_pages_can_be_followed(
     book.write_text(BOOK)
     with pytest.raises(DocumentTooLarge, match=r"6,000 pages\. Split the file"):
         keep_document(library, book)
+
+
+def test_parsing_ends_when_whoever_looks_at_it_says_so(library: Library, book: Path) -> None:
+    def look() -> None:
+        raise OpeningStopped
+
+    with pytest.raises(OpeningStopped):
+        keep_document(library, book, while_parsing=look)
+    assert list(library.paths.documents.iterdir()) == [] and not library.unread_documents()
+    commands = [child.cmdline() for child in psutil.Process().children()]
+    assert not any("ingest.worker" in command for command in commands)
+    assert keep_document(library, book).parsed_now

@@ -75,6 +75,7 @@ def test_the_trees_are_not_empty() -> None:
         (sqlite3.OperationalError("unable to open database file"), 1),
         (sqlite3.OperationalError("database is locked"), 1),
         (app_errors.DeskRunning(None), 2),
+        (app_errors.OpeningStopped(), 130),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 5),
         (KeyboardInterrupt(), 130),
     ],

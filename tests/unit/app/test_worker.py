@@ -35,6 +35,7 @@ class FakeReader:
         self.histories: list[int] = []
         self.fails: Exception | None = None
         self.announces: list[str] = []
+        self.plan_stages: list[str] = []
         self.announce: Any = None
 
     def open(self, path: Any, **how: Any) -> Any:
@@ -76,6 +77,12 @@ class FakeReader:
         )
 
     def plan(self, path: Any, **how: Any) -> Any:
+        for stage in self.plan_stages:
+            if stage == "parsing":
+                how["while_parsing"]()
+            else:
+                how["on_progress"](stage, 0, 0)
+            self.step.acquire()
         return SimpleNamespace(to_dict=lambda: {"n_tokens": 9, "fits": True})
 
     def ask(self, session: Any, question: str, sampling: Any = None, **how: Any) -> Answer:
@@ -221,6 +228,49 @@ def test_a_waiting_job_is_cancelled_at_once(worker: Worker, reader: FakeReader) 
     reader.step.release(3)
     assert ended(worker, first).state == "done"
     assert len(reader.passwords) == 1
+
+
+@pytest.mark.parametrize("stages", [["parse", "parsing"], ["fetch", "fetch"], ["fetch", "load"]])
+def test_opening_and_counting_can_be_cancelled(
+    stages: list[str], worker: Worker, reader: FakeReader
+) -> None:
+    reader.plan_stages = stages
+    job_id = worker.submit_plan("large.html")
+    until(lambda: worker.job(job_id).message != "Working." and worker.job(job_id).state != "queued")
+    worker.cancel(job_id)
+    reader.step.release(2)
+    view = ended(worker, job_id)
+    assert (view.state, view.result) == ("cancelled", {"error": "OpeningStopped"})
+    assert "stopped" in view.message
+
+
+def test_counting_that_was_cancelled_shows_no_plan(worker: Worker, reader: FakeReader) -> None:
+    reader.plan_stages = ["counting"]
+    job_id = worker.submit_plan("large.html")
+    until(lambda: worker.job(job_id).message == "counting.")
+    worker.cancel(job_id)
+    reader.step.release(1)
+    assert ended(worker, job_id).state == "cancelled"
+
+
+def test_an_answer_stopped_while_the_model_is_loaded_was_stopped(
+    worker: Worker, reader: FakeReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_book(worker, reader)
+    loading = threading.Event()
+
+    def reopen(session_id: str, **how: Any) -> Any:
+        loading.set()
+        reader.step.acquire()
+        how["on_progress"]("load", 0, 0)
+
+    monkeypatch.setattr(reader, "reopen", reopen)
+    job_id = worker.submit_question(SESSION, "Who?")
+    assert loading.wait(60)
+    worker.cancel(job_id)
+    reader.step.release()
+    assert ended(worker, job_id).state == "cancelled"
+    assert worker.messages(SESSION)[1].state == "stopped"
 
 
 def test_a_question_stopped_while_it_waits_is_stopped(worker: Worker, reader: FakeReader) -> None:
