@@ -13,6 +13,8 @@ from app.records import JobView, MessageRecord
 
 ChatMessage = dict[str, Any]
 
+_NO_BREAK = "&#160;"
+
 # Older turns stay in the library; the live component is sent whole at every update.
 SHOWN_MESSAGES = 60
 
@@ -77,6 +79,19 @@ def _inert(text: str) -> str:
     return re.sub(r"[\\`*_\[\]()#~|$!:]", lambda m: f"&#{ord(m.group())};", html.escape(text))
 
 
+def as_typed(text: str) -> str:
+    """A question as Markdown that shows it letter for letter, in the lines it was typed in."""
+    lines = []
+    for line in text.splitlines():
+        inert = re.sub(r"^[-+=]|(?<=\d)\.|(?<=www)\.|[@^]", _entities, _inert(line))
+        lines.append(re.sub(r"^ +| (?= )|\t", lambda m: _NO_BREAK * len(m.group()), inert))
+    return "<br>".join(lines)
+
+
+def _entities(match: re.Match[str]) -> str:
+    return "".join(f"&#{ord(letter)};" for letter in match.group())
+
+
 def conversation(
     messages: Sequence[MessageRecord], job: JobView | None, page_kind: str, css: str
 ) -> list[ChatMessage]:
@@ -84,7 +99,7 @@ def conversation(
     shown: list[ChatMessage] = []
     for message in messages[-SHOWN_MESSAGES:]:
         if message.role == "user":
-            shown.append({"role": "user", "content": harmless(message.text)})
+            shown.append({"role": "user", "content": as_typed(message.text)})
             continue
         if message.state == "pending":
             own = job is not None and job.payload.get("answer_id") == message.id

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 import stat
 import sys
 from pathlib import Path
@@ -67,6 +69,24 @@ def test_an_answer_grows_under_its_own_question() -> None:
     )  # fmt: skip
     shown = [m["content"] for m in conversation(messages, answering, "page", "k")]
     assert "Chapter" not in shown[1] and shown[3] == "Chapter"
+
+
+def test_a_question_is_shown_as_it_was_typed() -> None:
+    markdown_it = pytest.importorskip("markdown_it")
+    typed = [
+        "2*3*4 and __init__ cost $5$?", "# Who", "1907. Which ship?", "2) Who?", "- one\n- two",
+        "+ one", "Who\n===", "> quoted", "    four", "a | b\n--|--", "see http://e.test, www.e.test",
+        "mail a@e.test <b>now</b> &amp; `code` ~~gone~~ ![x](y)", "first\n\n  second  third",
+        "\\(x\\) and \\[y\\]", ":smile: x^2^ H~2~O", "***", "```\nfence",
+    ]  # fmt: skip
+    markdown = markdown_it.MarkdownIt("gfm-like", {"breaks": True, "html": True, "linkify": False})
+    for text in typed:
+        (shown,) = conversation([message(1, "user", "done", text)], None, "page", "k")
+        html_text = markdown.render(shown["content"]).strip()
+        assert re.fullmatch("<p>[^<]*(<br ?/?>\n?[^<]*)*</p>", html_text), html_text
+        lines = re.split("<br ?/?>\n?", html_text[3:-4])
+        assert [html.unescape(line).replace("\xa0", " ") for line in lines] == text.split("\n")
+        assert "www." not in shown["content"] and "$" not in shown["content"]
 
 
 def test_advice_names_no_flags_and_keeps_a_next_step() -> None:
