@@ -23,6 +23,7 @@ from app.commands import (
     ui,
 )
 from app.commands.common import CommandFailed, add_data_dir, data_dir
+from app.commands.terminal import say
 
 _COMMANDS = (
     ui,
@@ -105,9 +106,9 @@ def _reported(error: Exception, args: argparse.Namespace) -> int:
     from app.messages import EXIT_FAULT, FAULT, explain
 
     message = explain(error) or FAULT
-    print(f"longread: {message}", file=sys.stderr)
+    say(f"longread: {message}")
     if message is FAULT:
-        print(f"  {type(error).__name__}: {error}", file=sys.stderr)
+        say(f"  {type(error).__name__}: {error}")
     if message.exit_code == EXIT_FAULT or not hasattr(error, "cause"):  # which refusals have
         _log(error, args, aloud=message is FAULT)
     return message.exit_code
@@ -123,7 +124,7 @@ def _log(error: Exception, args: argparse.Namespace, *, aloud: bool) -> None:
         paths = data_paths(data_dir(args))
         start_log(paths).error("command %s failed", args.command, exc_info=error)
     except (OSError, AppError) as unwritable:
-        print(f"The log cannot be written: {unwritable}", file=sys.stderr)
+        say(f"The log cannot be written: {unwritable}")
         return
     if aloud:
-        print(f"  {paths.logs / LOG_NAME}", file=sys.stderr)
+        say(f"  {paths.logs / LOG_NAME}")

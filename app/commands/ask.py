@@ -19,6 +19,7 @@ from app.commands.common import (
     print_json,
 )
 from app.commands.interrupts import StopSwitch
+from app.commands.terminal import harmless, tell
 from app.settings import ReadSettings
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def _answer(
     from app.conversation import answer_stored
 
     if not args.json:
-        print(f"\n> {text}\n", flush=True)
+        tell(f"\n> {text}\n")
     ids = reader.library.add_question(session.record.id, text)
     on_text = None if args.json else _print_piece
     answer = answer_stored(
@@ -189,7 +190,7 @@ def _answer(
 
 
 def _print_piece(text: str) -> None:
-    print(text, end="", flush=True)
+    print(harmless(text), end="", flush=True)
 
 
 def _print_sources(answer: Answer, session: OpenSession) -> None:
@@ -198,7 +199,7 @@ def _print_sources(answer: Answer, session: OpenSession) -> None:
         quote = " ".join(citation.quote.split())
         sign = "found word for word" if citation.verified else "similar words"
         place = place_name(session, citation.page, citation.label)
-        print(f"  [{place}] ({sign}) {quote}", flush=True)
+        tell(f"  [{place}] ({sign}) {quote}")
 
 
 def place_name(session: OpenSession, page: int, label: str) -> str:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from app.commands.arguments import budget, filled, page_range, positive, readable
+from app.commands.terminal import say
 from app.settings import ReadSettings
 
 if TYPE_CHECKING:
@@ -151,11 +152,6 @@ def _has_all_letters() -> bool:
     """Whether every text can be written to stdout: in an encoding of Unicode, or in none."""
     encoding = getattr(sys.stdout, "encoding", None)
     return encoding is None or codecs.lookup(encoding).name.startswith("utf")
-
-
-def say(text: str) -> None:
-    """A sentence for the person, on stderr."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def data_dir(args: argparse.Namespace) -> str | None:

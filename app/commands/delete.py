@@ -8,6 +8,7 @@ import sqlite3
 from typing import TYPE_CHECKING
 
 from app.commands.common import add_json, data_dir, opened_library, print_json
+from app.commands.terminal import tell
 
 if TYPE_CHECKING:
     from app.paths import DataPaths
@@ -50,7 +51,7 @@ def _delete(args: argparse.Namespace) -> list[SessionRecord]:
         for record in records:
             library.delete_session(record.id)
             if not args.json:
-                print(f"Deleted {record.id}: {record.title}")
+                tell(f"Deleted {record.id}: {record.title}")
     return records
 
 

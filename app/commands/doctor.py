@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.commands.common import add_json, data_dir, print_json
+from app.commands.terminal import tell
 from app.errors import AppError, DataDirUnusable
 from app.records import SESSION_DAMAGED, SESSION_READY
 
@@ -292,4 +293,4 @@ def _print_report(report: dict[str, Any]) -> None:
     if not report["problems"]:
         print("\nNothing to repair.")
     for problem in report["problems"]:
-        print(f"\n! {problem['what']}\n  {problem['repair']}")
+        tell(f"\n! {problem['what']}\n  {problem['repair']}")

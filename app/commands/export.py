@@ -7,6 +7,7 @@ from pathlib import Path
 
 from app.commands.arguments import filled
 from app.commands.common import add_json, opened_library, print_json
+from app.commands.terminal import tell
 
 NAME = "export"
 HELP = "write a session to one portable file (it contains the document's whole text)"
@@ -36,5 +37,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"session": record.id, "file": str(target), "bytes": nbytes})
     else:
-        print(f"{target}: {nbytes / 2**20:.1f} MiB, with the whole text of {record.title}")
+        tell(f"{target}: {nbytes / 2**20:.1f} MiB, with the whole text of {record.title}")
     return 0

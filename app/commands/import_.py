@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.commands.common import add_json, for_each_file, opened_library, print_json
+from app.commands.terminal import tell
 
 if TYPE_CHECKING:
     from app.records import SessionRecord
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
         def take_in(file: str) -> None:
             taken.append(import_session(library, Path(file)))
             if not args.json:
-                print(f"{taken[-1].id}  {taken[-1].title}", flush=True)
+                tell(f"{taken[-1].id}  {taken[-1].title}")
 
         code = for_each_file(args.files, take_in)
     if args.json:

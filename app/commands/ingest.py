@@ -18,6 +18,7 @@ from app.commands.common import (
     print_json,
 )
 from app.commands.interrupts import StopSwitch
+from app.commands.terminal import tell
 from app.desk import words
 
 if TYPE_CHECKING:
@@ -86,9 +87,9 @@ def _parse_one(file: str, args: argparse.Namespace) -> None:
     if args.json:
         print_json(report, lines=len(args.files) > 1)
         return
-    print(
+    tell(
         f"{document.title}: {document.kind}, {words.count(report['pages'], document.page_kind)}, "
         f"{report['characters']} characters"
     )
     for warning in document.warnings:
-        print(f"  note: {warning.message}")
+        tell(f"  note: {warning.message}")

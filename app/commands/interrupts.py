@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from types import FrameType
 from typing import Any
+
+from app.commands.terminal import say
 
 GRACE_S = 2.0
 
@@ -59,7 +60,7 @@ class StopSwitch:
         if self.asked or not self._heeded:
             raise KeyboardInterrupt
         self.asked = True
-        _say("\nStopping after this step (Ctrl-C again to stop at once) ...")
+        say("\nStopping after this step (Ctrl-C again to stop at once) ...")
 
     def _watch(self) -> None:
         """End the process if the first Ctrl-C reaches nobody: handlers wait for the main thread."""
@@ -73,9 +74,5 @@ class StopSwitch:
             return
         time.sleep(GRACE_S)
         if not self._answered and not self._heeded:
-            _say("Interrupted.")
+            say("Interrupted.")
             os._exit(EXIT_INTERRUPTED)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

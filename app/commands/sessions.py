@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from app.commands.common import add_json, opened_library, print_json
+from app.commands.terminal import tell
 from app.desk import words
 from app.records import SESSION_READY
 
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     for record in records:
         ready = record.state == SESSION_READY
         state = "" if ready else f"  [{record.state}] {record.problem}".rstrip()
-        print(
+        tell(
             f"{record.id}  {record.title}  {record.n_tokens} tokens, "
             f"{record.nbytes / 2**20:.1f} MiB, {words.count(record.n_questions, 'question')}, "
             f"{record.model}{state}"
