@@ -61,7 +61,8 @@ def answer_stored(
         )
     except BaseException as error:
         message = explain(error) or FAULT
-        library.set_answer(answer_id, "".join(pieces), ANSWER_FAILED, {"problem": str(message)})
+        problem = {"problem": str(message), "error": type(error).__name__}
+        library.set_answer(answer_id, "".join(pieces), ANSWER_FAILED, problem)
         raise
     state = ANSWER_STOPPED if answer.finish == "stop" else ANSWER_DONE
     library.set_answer(answer_id, answer.text, state, answer.to_dict())

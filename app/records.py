@@ -117,7 +117,8 @@ class MessageRecord:
     """One question ("user") or answer ("assistant") of a session.
 
     state is "done" for a question; an answer is "pending", "done", "stopped" or "failed".
-    details of an answer: citations, looked_back_pages, ttft_s, decode_tok_s, new_tokens, problem.
+    details of an answer: citations, looked_back_pages, ttft_s, decode_tok_s, new_tokens,
+    problem and error (the class of it).
     """
 
     id: int

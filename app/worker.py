@@ -305,7 +305,8 @@ class Worker:
         except Exception as error:
             message = explain(error) or FAULT
             if message.exit_code != EXIT_INTERRUPTED:
-                self.library.set_answer(ids[1], "", ANSWER_FAILED, {"problem": str(message)})
+                problem = {"problem": str(message), "error": type(error).__name__}
+                self.library.set_answer(ids[1], "", ANSWER_FAILED, problem)
             raise
         live.doing = "Answering."
         self._change(live, message=live.message, done=0, total=0, tok_s=0.0, eta_s=None)

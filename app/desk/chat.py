@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from app.desk.advice import told
+from app.desk.advice import advice, told
 from app.desk.words import page_name
 from app.records import JobView, MessageRecord
 
@@ -123,7 +123,9 @@ def _pending(job: JobView | None, css: str) -> str:
 def _answer(message: MessageRecord, page_kind: str, css: str) -> str:
     parts = [harmless(message.text)] if message.text else []
     if message.state == "failed":
-        parts.append(_note(html.escape(str(message.details.get("problem", "It failed."))), css))
+        problem = str(message.details.get("problem", "It failed."))
+        error = str(message.details.get("error", ""))
+        parts.append(_note(html.escape(advice(problem, error)), css))
     if message.state == "stopped":
         parts.append(_note("Stopped here.", css))
     parts.append(chips(message.citations, page_kind, css))

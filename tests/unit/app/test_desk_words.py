@@ -75,7 +75,8 @@ def test_a_question_is_shown_as_it_was_typed() -> None:
     markdown_it = pytest.importorskip("markdown_it")
     typed = [
         "2*3*4 and __init__ cost $5$?", "# Who", "1907. Which ship?", "2) Who?", "- one\n- two",
-        "+ one", "Who\n===", "> quoted", "    four", "a | b\n--|--", "see http://e.test, www.e.test",
+        "+ one", "Who\n===", "> quoted", "    four", "a | b\n--|--",
+        "see http://e.test, www.e.test",
         "mail a@e.test <b>now</b> &amp; `code` ~~gone~~ ![x](y)", "first\n\n  second  third",
         "\\(x\\) and \\[y\\]", ":smile: x^2^ H~2~O", "***", "```\nfence",
     ]  # fmt: skip
@@ -87,6 +88,15 @@ def test_a_question_is_shown_as_it_was_typed() -> None:
         lines = re.split("<br ?/?>\n?", html_text[3:-4])
         assert [html.unescape(line).replace("\xa0", " ") for line in lines] == text.split("\n")
         assert "www." not in shown["content"] and "$" not in shown["content"]
+
+
+def test_a_failed_answer_names_no_flags_and_says_what_to_do() -> None:
+    problem = "layers-000.safetensors fails its checksum. Read the document again: add --reread."
+    for details in ({"problem": problem, "error": "SnapshotCorrupt"}, {"problem": problem}):
+        messages = [message(2, "assistant", "failed", **details)]
+        (shown,) = conversation(messages, None, "page", "k")
+        assert "fails its checksum" in shown["content"] and "--" not in shown["content"]
+        assert ("Delete the session" in shown["content"]) is ("error" in details)
 
 
 def test_advice_names_no_flags_and_keeps_a_next_step() -> None:

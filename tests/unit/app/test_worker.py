@@ -339,6 +339,7 @@ def test_a_failed_answer_says_why(worker: Worker, reader: FakeReader) -> None:
     assert ended(worker, worker.submit_question(SESSION, "Who?")).state == "failed"
     answer = worker.messages(SESSION)[1]
     assert answer.state == "failed" and "memory" in answer.details["problem"]
+    assert answer.details["error"] == "MemoryError"
 
 
 def test_questions_need_a_session(worker: Worker) -> None:
