@@ -294,21 +294,46 @@ def test_the_main_way_works_by_keyboard_alone(tab: Tab, pdf: Path) -> None:
     page.wait_for_selector(CHAT)
 
 
+DROP = """([selector, names]) => {
+    const transfer = new DataTransfer();
+    for (const name of names) {
+        transfer.items.add(new File(["%PDF-1.4"], name, {type: "application/pdf"}));
+    }
+    const event = new DragEvent("drop",
+        {dataTransfer: transfer, bubbles: true, cancelable: true});
+    document.querySelector(selector).dispatchEvent(event);
+    return event.defaultPrevented;
+}"""
+
+
 def test_a_file_dropped_beside_the_drop_area_does_not_replace_the_page(tab: Tab) -> None:
     page = tab.page
     page.wait_for_selector("#file input[type=file]", state="attached")
-    page.evaluate(
-        """() => {
-            const transfer = new DataTransfer();
-            transfer.items.add(new File(["%PDF-1.4"], "voyage.pdf", {type: "application/pdf"}));
-            const event = new DragEvent("drop",
-                {dataTransfer: transfer, bubbles: true, cancelable: true});
-            document.querySelector("#brand").dispatchEvent(event);
-            window.prevented = event.defaultPrevented;
-        }"""
-    )
-    assert page.evaluate("window.prevented") is True
+    assert page.evaluate(DROP, ["#brand", ["voyage.pdf"]]) is True
     page.wait_for_selector("#read:visible")
+
+
+def test_a_file_dropped_on_a_conversation_is_opened(tab: Tab, running: Running, pdf: Path) -> None:
+    page = tab.page
+    read_to_the_end(tab, pdf)
+    assert page.evaluate(DROP, ["#messages", ["other.pdf"]]) is True
+    page.wait_for_selector("#read:visible")
+    assert running.worker.opened[-1].endswith("other.pdf")
+
+
+@pytest.mark.parametrize("place", ["#brand", "#file"])
+def test_of_several_dropped_files_one_is_opened_and_this_is_said(
+    place: str, tab: Tab, running: Running
+) -> None:
+    page = tab.page
+    page.wait_for_selector("#file input[type=file]", state="attached")
+    page.evaluate(DROP, [place, ["first.pdf", "second.pdf"]])
+    page.wait_for_selector("#read:visible")
+    assert running.worker.opened[-1].endswith("first.pdf")
+    said = "One document at a time: first.pdf is opened."
+    assert tab.text("#dropped").strip() == said
+    page.click("#new")
+    page.wait_for_selector("#dropped", state="hidden")
 
 
 def test_the_guard_stands_before_gradio(tab: Tab, running: Running, browser: Browser) -> None:
