@@ -11,6 +11,7 @@ from app.errors import BadPageRange, DocumentTooLong
 from app.memory import available_bytes
 from app.paths import DataPaths
 from app.settings import MAX_DOCUMENT_TOKENS
+from app.speeds import known_speed
 
 if TYPE_CHECKING:
     from app.reading import Job
@@ -27,9 +28,10 @@ LINEAR_SHARE = 0.5
 @dataclass(frozen=True)
 class Plan:
     """Cost of one reading. Bytes are estimates from the model's geometry; seconds follow the last
-    reading by the same model on this machine, before that the measured speed of its processor
-    (None if that is unknown).
+    reading of the same kind on this machine (app.speeds), before that the measured speed of its
+    processor (None if that is unknown).
 
+    guessed  no reading of the same kind tells the seconds
     begun_tokens  of them that an earlier attempt has read; the seconds are those of the others
     fits         within the token limit, free memory and free disk
     fitting_pages  the longest page range from first_page on that is within the token limit
@@ -58,6 +60,7 @@ class Plan:
     fitting_pages: tuple[int, int] | None
     already_read: bool
     begun_tokens: int = 0
+    guessed: bool = False
     lowered: str = ""
     warnings: tuple[str, ...] = ()
 
@@ -91,7 +94,10 @@ def page_range(document: Document, pages: tuple[int, int] | None) -> tuple[int, 
 
 
 def make_plan(job: Job, paths: DataPaths, tok_s: float | None) -> Plan:
-    """Count and estimate; tok_s is the speed of the last reading by this model, if known."""
+    """Count and estimate; tok_s is the speed of the model's last reading of any kind, if known.
+
+    It counts where nothing tells more: on a card that has read nothing of this kind.
+    """
     budget = job.settings.budget_tokens or 0
     n_read = len(job.prefix.token_ids)
     kept = min(n_read, budget) if budget else n_read
@@ -104,7 +110,8 @@ def make_plan(job: Job, paths: DataPaths, tok_s: float | None) -> Plan:
     value_bytes = _value_bytes(job)
     entry_bytes = geometry.kv_bytes_per_token(value_bytes)
     entry_bytes += geometry.n_slots * _ENTRY_OVERHEAD_BYTES
-    rate = tok_s or _estimated_rate(job, held, paths)
+    known = known_speed(paths, job)
+    rate = known or _estimated_rate(job, held, paths) or tok_s
     passes = 2 if job.settings.read_twice else 1
     begun = _begun_tokens(job, paths)
     return Plan(
@@ -132,6 +139,7 @@ def make_plan(job: Job, paths: DataPaths, tok_s: float | None) -> Plan:
         fitting_pages=_fitting_pages(job),
         already_read=paths.snapshot(job.session_id).exists(),
         begun_tokens=begun,
+        guessed=known is None,
         lowered=_lowered(job, kept) if lowered else "",
         warnings=tuple(warning.message for warning in job.document.warnings),
     )
@@ -205,6 +213,8 @@ def check_fits(plan: Plan) -> None:
 def cost_line(plan: Plan) -> str:
     """What a reading that begins will take, in one sentence."""
     time = "" if plan.seconds is None else f", about {_about(plan.seconds)}"
+    if time and plan.guessed:
+        time += " (a guess: nothing was read here in this way yet)"
     left = plan.n_tokens - plan.begun_tokens
     if not plan.begun_tokens:
         what = f"To be read: {plan.n_tokens:,} tokens"

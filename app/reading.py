@@ -17,6 +17,7 @@ from app.progress import OnProgress, RateMeter
 from app.prompts import Layout, Prefix
 from app.records import SESSION_READY
 from app.settings import CHECKPOINT_EVERY_CHUNKS, ReadSettings
+from app.speeds import remember_speed
 
 if TYPE_CHECKING:
     from engine.cache import DocCache
@@ -175,6 +176,7 @@ def read_document(
     save_s = time.perf_counter() - started
     measured = {"prefill_s": prefill_s, "prefill_tok_s": rate}
     _record_end_or_clear(job, library, cache, snapshot_bytes, **measured)
+    remember_speed(paths, job, n_read, rate)
     remove_folder(partial)
     quarters = tuple(meter.quarters())
     n_again = total if job.settings.read_twice else 0

@@ -87,5 +87,5 @@ def test_seconds_are_told_as_an_estimate(
     seconds: float, told: str, reader: Reader, book: Path
 ) -> None:
     plan = reader.plan(book)
-    assert cost_line(replace(plan, seconds=seconds)).endswith(f", about {told}.")
+    assert cost_line(replace(plan, seconds=seconds, guessed=False)).endswith(f", about {told}.")
     assert "None" not in cost_line(replace(plan, seconds=None))
