@@ -40,10 +40,12 @@ def plan_card(plan: dict[str, Any]) -> str:
     share = plan["kept_tokens"] / max(1, plan["n_tokens"])
     kept = "every token" if share >= 0.999 else f"the best {plan['kept_tokens']:,} per head"
     begun = f"{plan['begun_tokens']:,} read before" if plan["begun_tokens"] else ""
+    guess = seconds is not None and plan.get("guessed", False)
+    once = "a guess: nothing like it was read here yet" if guess else "once, never again"
     facts = [
         (f"{kind.capitalize()}s", pages, ""),
         ("Tokens", f"{plan['n_tokens']:,}", begun or f"at most {plan['limit_tokens']:,}"),
-        ("Time to read", "unknown" if seconds is None else duration(seconds), "once, never again"),
+        ("Time to read", "unknown" if seconds is None else duration(seconds), once),
         ("Memory", size(plan["memory_bytes"]), f"{size(plan['available_memory_bytes'])} free"),
         ("Kept in memory", size(plan["cache_bytes"]), kept),
         ("Disk", size(plan["disk_bytes"]), f"{size(plan['free_disk_bytes'])} free"),

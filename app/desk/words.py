@@ -86,6 +86,8 @@ def page_range(first: Any, last: Any) -> tuple[int, int] | None:
         start, end = int(first), int(last)
     except (TypeError, ValueError) as error:
         raise ValueError("Give both a first and a last page, as numbers.") from error
-    if start < 1 or end < start:
+    if start < 1:
+        raise ValueError("Pages are counted from 1.")
+    if end < start:
         raise ValueError(f"Pages {start} to {end} are not a range: begin with the smaller number.")
     return start, end

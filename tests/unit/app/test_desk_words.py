@@ -119,8 +119,10 @@ def test_words_for_numbers() -> None:
     assert words.page_range("", None) is None
     assert words.page_range("2", "5") == (2, 5)
     for first, last in (("5", "2"), ("a", "2"), ("0", "1"), ("", "3")):
-        with pytest.raises(ValueError, match=r"page|range"):
+        with pytest.raises(ValueError, match=r"[Pp]age|range"):
             words.page_range(first, last)
+    with pytest.raises(ValueError, match="counted from 1"):
+        words.page_range("0", "1")
 
 
 @pytest.mark.parametrize(

@@ -89,3 +89,10 @@ def test_seconds_are_told_as_an_estimate(
     plan = reader.plan(book)
     assert cost_line(replace(plan, seconds=seconds, guessed=False)).endswith(f", about {told}.")
     assert "None" not in cost_line(replace(plan, seconds=None))
+
+
+def test_the_desk_says_that_a_guess_is_one(reader: Reader, book: Path) -> None:
+    plan = reader.plan(book)
+    guess, known = (replace(plan, seconds=60, guessed=guessed) for guessed in (True, False))
+    assert "a guess" in plan_card(guess.to_dict()) and "a guess" not in plan_card(known.to_dict())
+    assert "a guess" not in plan_card(replace(guess, seconds=None).to_dict())
