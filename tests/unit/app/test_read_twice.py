@@ -65,7 +65,9 @@ def test_it_is_another_session_with_another_choice_of_the_same_size(
 
 
 def test_a_single_reading_s_name_does_not_know_of_a_second(reader: Reader, book: Path) -> None:
-    job = reader._job(reader._keep(book, None, lambda *said: None).document, None, SETTINGS, print)
+    job = reader._job(
+        reader._keep(book, None, lambda *said: None, None).document, None, SETTINGS, print
+    )
     assert "second_reading" not in job.identity
     job.settings = TWICE
     del job.__dict__["identity"]

@@ -345,7 +345,7 @@ def test_pages_outside_the_document_are_refused(
 def test_too_little_room_is_said_with_figures_before_anything_is_read(
     reader: Reader, book: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.plan.available_bytes", lambda device: 2**20)
+    monkeypatch.setattr("app.plan.available_bytes", lambda device: 2**16)
     with pytest.raises(NotEnoughMemory, match=r"\d+ MiB"):
         reader.open(book)
     monkeypatch.undo()
