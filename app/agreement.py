@@ -24,6 +24,14 @@ _NUMBER_WORDS = """
 """
 NUMBER_WORDS = frozenset(_NUMBER_WORDS.split())
 
+# Of what an answer is about, and not what it says: "The topic is", "According to the passage".
+_ABOUT_TEXTS = """
+    according article author book chapter context describe described describes discuss
+    discusses document main mention mentioned mentions page paper paragraph passage
+    section sentence stated states story summary text title topic
+"""
+ABOUT_TEXTS = frozenset(_ABOUT_TEXTS.split())
+
 _CONTRACTED = """
     aint arent cannot cant couldnt darent didnt doesnt dont hadnt hasnt havent isnt mightnt mustnt
     neednt oughtnt shant shouldnt wasnt werent wont wouldnt
@@ -95,11 +103,16 @@ def numbers_stand(claim: Piece, passage: Piece) -> bool:
 def words_stand(claim: Piece, passage: Piece, nearby: Piece, asked: Words) -> bool:
     """Whether the claim's words stand in the passage, or beside it as names for its "he".
 
-    nearby   the passage and what is around it: every content word of the claim must stand there
+    nearby   the passage and what is around it: every content word of the claim must stand there,
+             but for those that speak of the text itself
     asked    the question: of the other words a share of MIN_OWN_SHARE must be in the passage
     """
     folded = claim.words.folded
-    content = {folded[index]: index for index in claim.inside if is_content(folded[index])}
+    content = {
+        folded[index]: index
+        for index in claim.inside
+        if is_content(folded[index]) and folded[index] not in ABOUT_TEXTS
+    }
     if not all(nearby.holds(claim.words, index) for index in content.values()):
         return False
     known = set(asked.folded)
