@@ -104,13 +104,21 @@ def open_any(
     )
 
 
+def _known_name(model: str | None) -> str | None:
+    """The name of a known model that another of its names stands for."""
+    from engine.registry import find
+
+    spec = find(model) if model is not None else None
+    return spec.name if spec is not None else model
+
+
 def _check_as_read(record: SessionRecord, args: argparse.Namespace) -> None:
     """Raises InvalidSetting if flags ask for another reading than the one the session is of."""
     from engine.errors import InvalidSetting
 
     read = ReadSettings.from_dict(record.settings)
     asked = {  # of flags: what was asked for (or None), and what the session was read with
-        "--model": (args.model, read.model),
+        "--model": (_known_name(args.model), _known_name(read.model)),
         "--weights": (None if args.weights == "auto" else args.weights, read.weights),
         "--budget": (args.budget, read.budget_tokens),
         "--cache-mb": (args.cache_mb, None),

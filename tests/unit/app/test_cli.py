@@ -15,7 +15,9 @@ import torch
 
 import kernels
 from app.cli import build_parser, main
+from app.commands import ask as commands_ask
 from app.progress import ProgressLine, RateMeter, clock_text
+from engine.registry import find
 from tests.unit.app.tiny_reader import BOOK, use_tiny_model
 
 COMMANDS = [
@@ -417,6 +419,14 @@ def test_a_session_is_asked_with_the_flags_that_it_was_read_with(
     arguments = ["ask", read["session"], "-q", "Who?", "--json", "--max-new-tokens", "1"]
     code, answered, err = ask(capsys, *arguments, *TINY, "--pages", "1", "--kv-bits", "k8v4")
     assert code == 0 and answered["reused"] is True, err
+
+
+def test_a_models_names_are_one_model() -> None:
+    known = find("default")
+    assert known is not None and commands_ask._known_name("default") == known.name
+    assert commands_ask._known_name(known.name.upper()) == known.name
+    assert commands_ask._known_name("elsewhere/model") == "elsewhere/model"
+    assert commands_ask._known_name(None) is None
 
 
 def test_doctor_on_a_full_disk_says_so_and_leaves_nothing(
