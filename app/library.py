@@ -307,16 +307,6 @@ class Library:
             if rows and rows[0][0]:  # SQLite tells of a log that is in use, and raises nothing
                 _log.warning("deleted, but not tidied up (%s): another reads it", statement)
 
-    def last_rate(self, model: str) -> float | None:
-        """Tokens per second of the latest reading by this model on this machine, or None."""
-        for row in self.database.get().query(
-            """SELECT prefill_tok_s FROM sessions
-                WHERE model = ? AND prefill_tok_s > 0 ORDER BY created_at DESC LIMIT 1""",
-            [model],
-        ):
-            return float(row["prefill_tok_s"])
-        return None
-
     def _has_session(self, session_id: str) -> bool:
         rows = self.database.get().query("SELECT 1 FROM sessions WHERE id = ?", [session_id])
         return next(iter(rows), None) is not None

@@ -31,9 +31,9 @@ class Plan:
     reading of the same kind on this machine (app.speeds), before that the measured speed of its
     processor (None if that is unknown).
 
-    guessed  no reading of the same kind tells the seconds
-    begun_tokens  of them that an earlier attempt has read; the seconds are those of the others
-    fits         within the token limit, free memory and free disk
+    guessed        no reading of the same kind tells the seconds
+    begun_tokens   of them that an earlier attempt has read; the seconds are those of the others
+    fits           within the token limit, free memory and free disk
     fitting_pages  the longest page range from first_page on that is within the token limit
     lowered        a sentence if the model's window holds fewer entries than the budget; or nothing
     """
@@ -93,11 +93,8 @@ def page_range(document: Document, pages: tuple[int, int] | None) -> tuple[int, 
     return first, last
 
 
-def make_plan(job: Job, paths: DataPaths, tok_s: float | None) -> Plan:
-    """Count and estimate; tok_s is the speed of the model's last reading of any kind, if known.
-
-    It counts where nothing tells more: on a card that has read nothing of this kind.
-    """
+def make_plan(job: Job, paths: DataPaths) -> Plan:
+    """Count and estimate; a card that has read nothing of this kind has no seconds."""
     budget = job.settings.budget_tokens or 0
     n_read = len(job.prefix.token_ids)
     kept = min(n_read, budget) if budget else n_read
@@ -111,7 +108,7 @@ def make_plan(job: Job, paths: DataPaths, tok_s: float | None) -> Plan:
     entry_bytes = geometry.kv_bytes_per_token(value_bytes)
     entry_bytes += geometry.n_slots * _ENTRY_OVERHEAD_BYTES
     known = known_speed(paths, job)
-    rate = known or _estimated_rate(job, held, paths) or tok_s
+    rate = known or _estimated_rate(job, held, paths)
     passes = 2 if job.settings.read_twice else 1
     begun = _begun_tokens(job, paths)
     return Plan(

@@ -278,8 +278,7 @@ class Reader:
         return self._job(job.document, job.pages, settings, on_progress)
 
     def _plan(self, job: Job) -> Plan:
-        rate = self.library.last_rate(job.model.name)
-        return make_plan(job, self.paths, rate)
+        return make_plan(job, self.paths)
 
     def _session(
         self,
