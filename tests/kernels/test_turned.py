@@ -33,6 +33,20 @@ def laid(
     return heads, entries
 
 
+def check_each_head(
+    found: tuple[torch.Tensor, torch.Tensor],
+    q: torch.Tensor,
+    heads: list[tuple[torch.Tensor, torch.Tensor]],
+    scale: float,
+    tolerance: float,
+) -> None:
+    """Outputs and log-sum-exps against the plain attention of each head by itself."""
+    for head, (keys, values) in enumerate(heads):
+        expected = reference.attend(q[head], keys, values, scale)
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours[head], theirs, atol=tolerance, rtol=tolerance)
+
+
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize("rows", [1, 7, 63, 600])
@@ -43,21 +57,14 @@ def test_all_heads_at_once_are_each_head_by_itself(
     q = torch.randn(len(lengths), rows, 64, generator=torch.Generator().manual_seed(rows)).to(dtype)
     out, lse = kernels.attend_turned(q, entries, 0.3)
     assert out.dtype == dtype and lse.dtype == torch.float32
-    for head, (keys, values) in enumerate(heads):
-        expected, expected_lse = reference.attend(q[head], keys, values, 0.3)
-        torch.testing.assert_close(out[head], expected, atol=tolerance, rtol=tolerance)
-        torch.testing.assert_close(lse[head], expected_lse, atol=tolerance, rtol=tolerance)
+    check_each_head((out, lse), q, heads, 0.3, tolerance)
 
 
 @pytest.mark.parametrize("dim", [64, 96, 128, 256])
 def test_head_sizes(dim: int) -> None:
     heads, entries = laid((700, 1300), dim, torch.float32)
     q = torch.randn(2, 8, dim, generator=torch.Generator().manual_seed(dim))
-    out, lse = kernels.attend_turned(q, entries, 0.1)
-    for head, (keys, values) in enumerate(heads):
-        expected, expected_lse = reference.attend(q[head], keys, values, 0.1)
-        torch.testing.assert_close(out[head], expected, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(lse[head], expected_lse, atol=1e-5, rtol=1e-5)
+    check_each_head(kernels.attend_turned(q, entries, 0.1), q, heads, 0.1, 1e-5)
 
 
 def test_parts_whose_logits_are_far_apart() -> None:
@@ -70,10 +77,7 @@ def test_parts_whose_logits_are_far_apart() -> None:
     q = torch.ones(2, 7, 64)
     out, lse = kernels.attend_turned(q, entries, 0.3)
     assert bool(torch.isfinite(lse).all())
-    for head, (keys, values) in enumerate(heads):
-        expected, expected_lse = reference.attend(q[head], keys, values, 0.3)
-        torch.testing.assert_close(out[head], expected, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(lse[head], expected_lse, atol=1e-4, rtol=1e-6)
+    check_each_head((out, lse), q, heads, 0.3, 1e-5)
 
 
 def test_what_fills_up_is_not_seen() -> None:

@@ -85,7 +85,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize(("at", "value"), DAMAGE.values(), ids=DAMAGE.keys())
 def test_a_damaged_file_is_refused(at: int, value: bytes, tmp_path: Path) -> None:
-    refused(changed(at, value), tmp_path)
+    assert refused(changed(at, value), tmp_path).next_step
 
 
 @pytest.mark.parametrize(
