@@ -29,6 +29,8 @@ SECONDS_EACH = 0.25
 # bf16 halves the memory, so it wins unless fp32 is clearly faster.
 CLEARLY = 1.1
 CLEARLY_SLOWER = 1.3
+# Of what is remembered; its second form, since int8 was faster than measurements before said.
+_ANSWERS = "answers 2"
 # One measurement at a time: two at once would slow each other, and take each other's threads.
 # The weights of answers are packed beside the reading, so two threads do ask.
 _MEASURING = threading.Lock()
@@ -108,12 +110,12 @@ def choose(gflops: dict[str, float]) -> Choice:
 def pick_answer_format(cache_file: Path | None) -> AnswerChoice:
     """What weights answers are computed with fastest on this CPU (kernels.linear).
 
-    fp16 rounds the loaded weights least and is the faster on a question's many rows, so it wins
-    unless int8 is clearly faster, as where torch has no fp16 kernel. cache_file as in
-    `pick_format`: a choice that changed from day to day would change answers.
+    fp16 rounds the loaded weights least, so it wins unless int8 is clearly faster, as where
+    products in whole numbers keep up with the memory. cache_file as in `pick_format`: a choice that
+    changed from day to day would change answers.
     """
     with _MEASURING:
-        key = f"answers | {machine_key()}"
+        key = f"{_ANSWERS} | {machine_key()}"
         entry = _known(cache_file).get(key)
         if isinstance(entry, dict) and set(entry) == {"name", "milliseconds", "reason"}:
             return AnswerChoice(**entry)

@@ -10,12 +10,13 @@ int4   weight = zero[row, group] + scale[row, group] * (code - 8), codes 0 to 15
 nf4    bitsandbytes' 4-bit codes at the quantiles of a normal variable (QLoRA, 2305.14314), in
        blocks of 64; the only packed one that a card takes, where its kernel reads the codes
 
-The operators of int8 and int4 are vectorised for bf16 activations only, so activations are rounded
-to bf16 on the way in and results on the way out; scales and zeros are bf16 from the start, and
-codes are chosen for the rounded ones. `rounded` is the meaning of a format in plain torch.
+int8 multiplies in whole numbers where the processor can (kernels.integer). The other operator of
+int8, and int4's, are vectorised for bf16 activations only, so activations are rounded to bf16 on
+the way in and results on the way out. Scales and zeros are bf16 from the start, and codes are
+chosen for the rounded ones. `rounded` is the meaning of a format in plain torch.
 
-Reading past a row's end is not something the int8 operator guards against; `pack` does. A format
-that cannot take a matrix gives way to a wider one, and the packed object says so.
+Reading past a row's end is not something int8's other operator guards against; `pack` does. A
+format that cannot take a matrix gives way to a wider one, and the packed object says so.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from kernels import integer
 
 Format = Literal["plain", "fp16", "int8", "int4", "nf4"]
 
@@ -46,8 +49,9 @@ class PackedLinear:
 
     format  the one taken; not the one asked for where `reason` is not empty
     reason  why the matrix could not be packed as asked, one sentence
-    weight  [out, in] floats or int8 codes, or what fp16's, int4's and nf4's operators made of them
-    scales  int8: [out]; int4: [in / group, out, 2], scale and zero; bf16; nf4: the library's state
+    weight  [out, in] floats or int8 codes, or what the operators made of them
+    scales  int8: [out], inside the weight where products are in whole numbers; int4:
+            [in / group, out, 2], scale and zero; bf16; nf4: the library's state
     bias    [out], or None; fp16 holds it inside the weight
     nbytes  of weight, scales and bias
     """
@@ -84,14 +88,19 @@ def pack(
         )
     elif chosen == "int8":
         packed, scales = int8_codes(weight)
+        if integer.served():
+            packed, scales = integer.pack_codes(packed, scales), None
     elif chosen == "int4":
         codes, scales = int4_codes(weight, group)
         packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
     elif chosen == "nf4":
         packed, scales = nf4_codes(weight)
     n_out, n_in = weight.shape
-    nbytes = 2 * n_out * n_in if chosen == "fp16" else packed.nbytes
     held = scales.absmax if chosen == "nf4" else scales
+    if isinstance(packed, Tensor):
+        nbytes = packed.nbytes
+    else:
+        nbytes = 2 * n_out * n_in if chosen == "fp16" else integer.nbytes(n_out, n_in)
     nbytes += sum(t.nbytes for t in (held, bias) if t is not None)
     return PackedLinear(chosen, reason, n_out, n_in, packed, scales, bias, group, nbytes)
 
@@ -110,6 +119,9 @@ def linear(x: Tensor, packed: PackedLinear) -> Tensor:
             x, packed.weight.t(), quant_state=packed.scales, bias=packed.bias
         )
         return found
+    if packed.format == "int8" and not isinstance(packed.weight, Tensor):
+        y = integer.product(x.float(), packed.weight)
+        return (y if packed.bias is None else y.add_(packed.bias)).to(x.dtype)
     narrow = x.to(torch.bfloat16).contiguous()
     if packed.format == "int8":
         y = torch.ops.aten._weight_int8pack_mm(narrow, packed.weight, packed.scales)
@@ -230,7 +242,7 @@ def _problem(weight: Tensor, chosen: Format, group: int) -> str:
         low, high = weight.aminmax()
         if not (float(low) >= -_FP16_LARGEST and float(high) <= _FP16_LARGEST):
             return "fp16 cannot hold the largest weight."
-    if chosen == "int8" and n_in % _INT8_IN_MULTIPLE:
+    if chosen == "int8" and not integer.served() and n_in % _INT8_IN_MULTIPLE:
         return f"int8 needs inputs in multiples of {_INT8_IN_MULTIPLE}, not {n_in}."
     if chosen == "int4":
         if group not in GROUPS or n_in % group:

@@ -138,4 +138,4 @@ def test_two_measurements_wait_for_each_other_and_both_are_kept(
         thread.join()
     assert most == [1]
     known = json.loads(cache.read_text(encoding="utf-8"))
-    assert set(known) == {machine_key(), f"answers | {machine_key()}"}
+    assert set(known) == {machine_key(), f"answers 2 | {machine_key()}"}
