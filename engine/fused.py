@@ -5,6 +5,7 @@ Nothing is decoded or turned ahead, so that a question needs no second copy of t
 
 from __future__ import annotations
 
+import functools
 import weakref
 from dataclasses import dataclass
 from itertools import accumulate
@@ -16,7 +17,7 @@ import kernels
 from engine.cache import DocCache, LayerCache
 from engine.places import Places
 from engine.read_layer import ReadLayer
-from kernels import RaggedEntries
+from kernels import RaggedEntries, Tail
 from kernels.quantise import Codes
 
 
@@ -57,12 +58,16 @@ class FusedLayer:
             parts.append(_part(cache, layer, (layer.keys.fine, layer.values.fine), n_fine, where))
         return cls(weakref.ref(cache), layer, parts, places.starts(layer))
 
-    def attend(self, packed_q: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
+    def attend(
+        self, packed_q: Tensor, scale: float, tail: Tail | None = None
+    ) -> tuple[Tensor, Tensor] | None:
         """As ReadLayer.attend."""
         found = [kernels.attend_ragged(packed_q, e, scale, longest=n) for e, n in self.parts]
+        if tail is not None:
+            found.append(kernels.attend(packed_q, *tail, scale))
         if not found:
             return None
-        return found[0] if len(found) == 1 else kernels.merge(*found[0], *found[1])
+        return functools.reduce(lambda a, b: kernels.merge(*a, *b), found)
 
     def heads(self) -> list[Tensor]:
         """The rotated keys of each KV head, decoded: [1, length, head_dim]."""

@@ -12,7 +12,7 @@ import kernels
 from engine.cache import DocCache, LayerCache
 from engine.places import Places
 from engine.rotary import Rotary
-from kernels import TurnedEntries
+from kernels import Tail, TurnedEntries
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,17 @@ class ReadLayer:
             entries.lay(head, keys, values)
         return cls(entries, places.starts(layer), empty)
 
-    def attend(self, packed_q: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
+    def attend(
+        self, packed_q: Tensor, scale: float, tail: Tail | None = None
+    ) -> tuple[Tensor, Tensor] | None:
         """packed_q [n_kv_heads, group * n, head_dim], rotated -> output and log-sum-exp.
 
+        tail  keys, rotated, and values [n_kv_heads, n, head_dim] that all queries see as well
         None if there is nothing to attend to.
         """
-        if self.entries is None:
-            return None
-        return kernels.attend_turned(packed_q, self.entries, scale)
+        if self.entries is not None:
+            return kernels.attend_turned(packed_q, self.entries, scale, tail)
+        return None if tail is None else kernels.attend(packed_q, *tail, scale)
 
     def heads(self) -> list[Tensor]:
         """The rotated keys of each KV head, copied: [1, length, head_dim]."""

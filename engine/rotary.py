@@ -50,6 +50,10 @@ class Rotary:
 
     def apply(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Rotate x [..., n, head_dim] by cosine and sine, broadcastable to its rows' halves."""
+        if x.shape[-2] <= PIECE_ROWS:
+            turned = torch.empty_like(x)
+            self._turn(x, cos, sin, turned)
+            return turned
         cos, sin = (part.expand(*x.shape[:-1], part.shape[-1]) for part in (cos, sin))
         return self._in_pieces(x, lambda rows: (cos[..., rows, :], sin[..., rows, :]))
 
@@ -67,9 +71,10 @@ class Rotary:
         x32 = x.to(torch.float32)
         first, second = x32[..., :half], x32[..., half : self.rotary_dim]
         turned = place if place.dtype == torch.float32 else torch.empty_like(x32)
-        torch.mul(first, cos, out=turned[..., :half]).sub_(second * sin)
-        torch.mul(second, cos, out=turned[..., half : self.rotary_dim]).add_(first * sin)
-        turned[..., self.rotary_dim :] = x32[..., self.rotary_dim :]
+        torch.mul(first, cos, out=turned[..., :half]).addcmul_(second, sin, value=-1)
+        torch.mul(second, cos, out=turned[..., half : self.rotary_dim]).addcmul_(first, sin)
+        if self.rotary_dim < x.shape[-1]:
+            turned[..., self.rotary_dim :] = x32[..., self.rotary_dim :]
         if turned is not place:
             place.copy_(turned)
 

@@ -106,13 +106,12 @@ class CacheView:
             tail_k, tail_v = k.contiguous(), v.contiguous()
         self._tail_k[layer], self._tail_v[layer] = tail_k, tail_v
         packed = pack(q, geometry.n_kv_heads)
-        parts = [entries.attend(packed, scale)]
-        if k.shape[1] == 1:
-            parts.append(kernels.attend(packed, tail_k, tail_v, scale))
+        if k.shape[1] == 1:  # it sees all of the tail, itself included
+            parts = [entries.attend(packed, scale, (tail_k, tail_v))]
         else:
-            if past_k is not None and past_v is not None and n_past:
-                parts.append(kernels.attend(packed, past_k, past_v, scale))
-            parts.append(attend_within(q, k, v, scale, geometry.n_kv_heads))
+            past = None if past_k is None or past_v is None or not n_past else (past_k, past_v)
+            own = attend_within(q, k, v, scale, geometry.n_kv_heads)
+            parts = [entries.attend(packed, scale, past), own]
         return merged(parts).reshape(q.shape)
 
     def _rotate(self, layer: int, q: Tensor, k: Tensor, n_past: int) -> tuple[Tensor, Tensor]:

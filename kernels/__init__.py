@@ -20,11 +20,12 @@ from kernels.quantise import Codes
 from kernels.ragged import RaggedEntries
 from kernels.reference import attend_up_to, key_mass, merge
 from kernels.selection import LayerRows
-from kernels.turned import TurnedEntries
+from kernels.turned import Tail, TurnedEntries
 
 __all__ = [
     "History",
     "RaggedEntries",
+    "Tail",
     "TurnedEntries",
     "attend",
     "attend_causal",
@@ -103,10 +104,14 @@ def attend_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor
     return module.attend_causal(q, k, v, scale)
 
 
-def attend_turned(q: Tensor, entries: TurnedEntries, scale: float) -> tuple[Tensor, Tensor]:
-    """Queries over the entries of ragged heads whose keys are turned already (kernels.turned)."""
+def attend_turned(
+    q: Tensor, entries: TurnedEntries, scale: float, tail: Tail | None = None
+) -> tuple[Tensor, Tensor]:
+    """Queries over the entries of ragged heads whose keys are turned already, and over what follows
+    them in all heads alike (kernels.turned).
+    """
     module = cpu if backend_for(q) == "cpu" else turned
-    return module.attend_turned(q, entries, scale)
+    return module.attend_turned(q, entries, scale, tail)
 
 
 def attend_ragged(

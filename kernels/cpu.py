@@ -17,7 +17,7 @@ from torch import Tensor
 from kernels import products
 from kernels.choice import products_win
 from kernels.reference import merge
-from kernels.turned import TurnedEntries
+from kernels.turned import Tail, TurnedEntries
 
 LONG = 512  # queries from which matrix products pay
 FEW_ROWS = 512  # a token's query group, or a few tokens': so many attend to all heads at once
@@ -38,42 +38,50 @@ def _by_products(q: Tensor) -> bool:
     return long and not (torch.is_grad_enabled() and q.requires_grad) and products_win()
 
 
-def attend_turned(q: Tensor, entries: TurnedEntries, scale: float) -> tuple[Tensor, Tensor]:
+def attend_turned(
+    q: Tensor, entries: TurnedEntries, scale: float, tail: Tail | None = None
+) -> tuple[Tensor, Tensor]:
     """See kernels.turned.attend_turned; one dtype.
 
     aten gives one head's few queries to one thread, and heads of one length only to several. Many
     queries keep the threads busy a head at a time, and are not worth joining.
     """
     if q.shape[1] <= FEW_ROWS:
-        return _over_parts(q, entries, scale)
+        return _over_parts(q, entries, scale, tail)
     outs, sums = torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.float32)
     for head, rows in enumerate(q.split(1)):
         found = [attend(rows, k[None], v[None], scale) for k, v in entries.pieces(head)]
         outs[head], sums[head] = (x[0] for x in functools.reduce(_merged, found))
-    return outs, sums
+    if tail is None:
+        return outs, sums
+    return merge(outs, sums, *attend(q, *tail, scale))
 
 
 def _merged(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return merge(*a, *b)
 
 
-def _over_parts(q: Tensor, entries: TurnedEntries, scale: float) -> tuple[Tensor, Tensor]:
+def _over_parts(
+    q: Tensor, entries: TurnedEntries, scale: float, tail: Tail | None
+) -> tuple[Tensor, Tensor]:
     """All parts of all heads at once, then joined a head."""
     mask = entries.unseen.expand(-1, -1, q.shape[1], -1)
-    outs, sums = _fused(q, *entries.rest, scale, mask)
+    found = [_fused(q, *entries.rest, scale, mask)]
     if len(entries.head_of):
-        whole = _fused(q.index_select(0, entries.head_of), *entries.whole, scale)
-        outs, sums = torch.cat([whole[0], outs]), torch.cat([whole[1], sums])
-    if len(sums) == len(q):
-        return outs, sums
+        queries = q.index_select(0, entries.head_of)
+        found.insert(0, _fused(queries, *entries.whole, scale))
+    if tail is not None:
+        found.append(_fused(q, *tail, scale))
+    if len(found) == 1:
+        return found[0]
+    outs, sums = (torch.cat(parts) for parts in zip(*found, strict=True))
     # [n_heads, n_parts, rows]; of another head's parts nothing counts.
-    logits = sums + entries.belongs.log()[..., None]
-    parts = logits.softmax(1)
-    # The largest part is exp(its logit - log-sum-exp), and never too small to take its logarithm.
-    lse = logits.amax(1) - parts.amax(1).log()
-    weighed = outs.float() * parts.sum(0)[..., None]
-    out = torch.mm(entries.belongs, weighed.flatten(1)).view(q.shape)
-    return out.to(q.dtype), lse
+    logits = sums + entries.foreign[:, : len(sums)]
+    lse = logits.logsumexp(1)
+    weights = (logits - lse[:, None]).exp_().sum(0)
+    weighed = (outs if outs.dtype == torch.float32 else outs.float()).mul_(weights[..., None])
+    joined = torch.mm(entries.belongs[:, : len(sums)], weighed.flatten(1)).view(q.shape)
+    return joined.to(q.dtype), lse
 
 
 def attend_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,8 @@ from kernels import reference
 LONGEST_PART = 512  # rows; aten's kernel takes keys by as many
 SHORTEST_PART = 384
 
+Tail = tuple[Tensor, Tensor]
+
 
 @dataclass(frozen=True)
 class TurnedEntries:
@@ -30,7 +32,9 @@ class TurnedEntries:
     rest         keys and values [n_heads, n_rest, head_dim]: a head's last rows, then zeros
     unseen       [1, n_heads, 1, n_rest]: 0 for rows of a head, minus infinity for what fills up
     head_of      [n_parts] int64, whose a whole part is
-    belongs      [n_heads, n_parts + n_heads] fp32: 1 where a part, or a rest, is the head's, else 0
+    belongs      [n_heads, n_parts + 2 n_heads] fp32: 1 where a part, a rest or a tail is the
+                 head's, else 0
+    foreign      its logarithm, [n_heads, n_parts + 2 n_heads, 1]
     """
 
     lengths: tuple[int, ...]
@@ -39,6 +43,7 @@ class TurnedEntries:
     unseen: Tensor
     head_of: Tensor
     belongs: Tensor
+    foreign: Tensor
 
     @classmethod
     def room(
@@ -54,7 +59,7 @@ class TurnedEntries:
         owners = torch.tensor([h for h, m in enumerate(n_whole) for _ in range(m)])
         heads = torch.arange(len(lengths))
         head_of = owners.to(torch.int64)
-        belongs = (torch.cat([head_of, heads]) == heads[:, None]).float()
+        belongs = (torch.cat([head_of, heads, heads]) == heads[:, None]).float().to(device)
         left = torch.tensor([n - m * rows for n, m in zip(lengths, n_whole, strict=True)])
         unseen = torch.zeros(len(lengths), n_rest).masked_fill_(
             torch.arange(n_rest) >= left[:, None], float("-inf")
@@ -65,7 +70,8 @@ class TurnedEntries:
             rest,
             unseen[None, :, None].to(device, dtype),
             head_of.to(device),
-            belongs.to(device),
+            belongs,
+            belongs.log()[..., None],
         )
 
     def lay(self, head: int, keys: Tensor, values: Tensor) -> None:
@@ -107,14 +113,19 @@ def part_rows(lengths: Sequence[int]) -> int:
     )
 
 
-def attend_turned(q: Tensor, entries: TurnedEntries, scale: float) -> tuple[Tensor, Tensor]:
+def attend_turned(
+    q: Tensor, entries: TurnedEntries, scale: float, tail: Tail | None = None
+) -> tuple[Tensor, Tensor]:
     """q [n_heads, rows, head_dim], turned -> output like q, log-sum-exp [n_heads, rows] fp32.
 
-    Every row sees every entry of its head; `scale` multiplies q.k. Computed in fp32.
+    tail  keys, turned, and values [n_heads, n, head_dim], n at least 1, that follow the entries
+    Every row sees every entry and the tail of its head; `scale` multiplies q.k. Computed in fp32.
     """
-    found = [
-        reference.attend(row, entries.keys(head), entries.values(head), scale)
-        for head, row in enumerate(q)
-    ]
+    found = []
+    for head, row in enumerate(q):
+        keys, values = entries.keys(head), entries.values(head)
+        if tail is not None:
+            keys, values = torch.cat([keys, tail[0][head]]), torch.cat([values, tail[1][head]])
+        found.append(reference.attend(row, keys, values, scale))
     outs, sums = zip(*found, strict=True)
     return torch.stack(outs), torch.stack(sums)

@@ -103,6 +103,29 @@ def test_few_queries_take_one_call_for_the_whole_parts_and_one_for_the_rests(
     assert sorted(calls) == [3, len(entries.head_of)]
 
 
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize("rows", [1, 7, 210, 600])
+@pytest.mark.parametrize("n_tail", [1, 40])
+def test_a_tail_follows_every_head(
+    lengths: tuple[int, ...], dtype: torch.dtype, tolerance: float, rows: int, n_tail: int
+) -> None:
+    heads, entries = laid(lengths, 64, dtype)
+    generator = torch.Generator().manual_seed(rows + n_tail)
+    q, *tail = (
+        torch.randn(len(lengths), n, 64, generator=generator).to(dtype)
+        for n in (rows, n_tail, n_tail)
+    )
+    longer = [
+        (torch.cat([keys, tail[0][head]]), torch.cat([values, tail[1][head]]))
+        for head, (keys, values) in enumerate(heads)
+    ]
+    for backend in ("cpu", "reference"):
+        with kernels.force(backend):
+            found = kernels.attend_turned(q, entries, 0.3, (tail[0], tail[1]))
+        check_each_head(found, q, longer, 0.3, tolerance)
+
+
 def test_the_reference_says_the_same() -> None:
     _, entries = laid((900, 30), 64, torch.float32)
     q = torch.randn(2, 7, 64, generator=torch.Generator().manual_seed(3))
