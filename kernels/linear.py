@@ -108,6 +108,8 @@ def pack(
 def linear(x: Tensor, packed: PackedLinear) -> Tensor:
     """x [n, in], fp32 or bf16 -> [n, out] in x's dtype, bias added."""
     if packed.format == "plain":
+        if len(x) == 1 and x.dtype == torch.float32 and x.device.type == "cpu":
+            return _one_row(x, packed)
         return functional.linear(x, packed.weight, packed.bias)
     if packed.format == "fp16":
         y: Tensor = torch.ops.quantized.linear_dynamic_fp16(x.float(), packed.weight)
@@ -132,6 +134,18 @@ def linear(x: Tensor, packed: PackedLinear) -> Tensor:
     if packed.bias is not None:
         y = y + packed.bias
     return y.to(x.dtype)
+
+
+def _one_row(x: Tensor, packed: PackedLinear) -> Tensor:
+    """A row of fp32 by a plain matrix, in as many bands as threads: as one, MKL gives it to one
+    thread on processors that are not Intel's.
+    """
+    n_bands = torch.get_num_threads()
+    if packed.out_features % n_bands or not packed.weight.is_contiguous():
+        return functional.linear(x, packed.weight, packed.bias)
+    bands = packed.weight.view(n_bands, -1, packed.in_features)
+    y = torch.bmm(bands, x.T.expand(n_bands, -1, -1)).view(1, -1)
+    return y if packed.bias is None else y.add_(packed.bias)
 
 
 def rounded(weight: Tensor, chosen: Format, group: int = 32) -> Tensor:

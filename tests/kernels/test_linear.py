@@ -161,3 +161,20 @@ def test_nf4_is_closer_than_even_steps_would_be() -> None:
         pytest.skip("bitsandbytes is not installed")
     weight = some(64, 256)
     assert relative(rounded(weight, "nf4"), weight) < 0.1
+
+
+@pytest.mark.parametrize("n_out", [64, 63])
+@pytest.mark.parametrize("biased", [False, True])
+def test_one_row_of_fp32_goes_in_a_band_a_thread(
+    n_out: int, biased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MKL gives a matrix and one row to one thread; 63 rows do not make two bands."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    bands: list[tuple[int, ...]] = []
+    bmm = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda a, b: bands.append(tuple(a.shape)) or bmm(a, b))
+    weight, x = some(n_out, 96), some(1, 96, seed=1)
+    bias = some(n_out, seed=2) if biased else None
+    expected = x @ weight.T + (0 if bias is None else bias)
+    torch.testing.assert_close(linear(x, pack(weight, "plain", bias=bias)), expected)
+    assert bands == ([(2, 32, 96)] if n_out == 64 else [])
