@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from bisect import bisect_left
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.errors import BadPageRange, DocumentTooLong
@@ -36,6 +37,7 @@ class Plan:
     fits           within the token limit, free memory and free disk
     fitting_pages  the longest page range from first_page on that is within the token limit
     lowered        a sentence if the model's window holds fewer entries than the budget; or nothing
+    damage         a sentence if it has been read and what was saved cannot be opened; or nothing
     """
 
     title: str
@@ -62,6 +64,7 @@ class Plan:
     begun_tokens: int = 0
     guessed: bool = False
     lowered: str = ""
+    damage: str = ""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -138,8 +141,23 @@ def make_plan(job: Job, paths: DataPaths) -> Plan:
         begun_tokens=begun,
         guessed=known is None,
         lowered=_lowered(job, kept) if lowered else "",
+        damage=_damage(paths.snapshot(job.session_id)),
         warnings=tuple(warning.message for warning in job.document.warnings),
     )
+
+
+def _damage(snapshot: Path) -> str:
+    """Why a saved session cannot be opened, as far as is seen without reading it; or nothing."""
+    from engine.errors import SnapshotError
+    from engine.snapshot import check_files
+
+    if not snapshot.exists():
+        return ""
+    try:
+        check_files(snapshot)
+    except SnapshotError as error:
+        return error.cause
+    return ""
 
 
 def _begun_tokens(job: Job, paths: DataPaths) -> int:

@@ -116,6 +116,19 @@ def load_snapshot(
     return cache, manifest
 
 
+def check_files(folder: Path) -> None:
+    """See whether a snapshot can be what it was, by its manifest and its files' sizes alone.
+
+    Raises SnapshotError where it cannot be loaded; a file may still be altered.
+    """
+    for name, record in manifests.read(folder)["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise SnapshotCorrupt(name, "is missing")
+        if path.stat().st_size != record["nbytes"]:
+            raise SnapshotCorrupt(name, "has another size")
+
+
 def _contents(
     cache: DocCache, model: LoadedModel, *, finished: bool
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:

@@ -65,7 +65,7 @@ def _warnings(plan: dict[str, Any]) -> str:
     lines = [*plan_problems(plan), *map(str, plan["warnings"])]
     if plan["lowered"]:
         lines.insert(0, str(plan["lowered"]))
-    if plan["already_read"]:
+    if plan["already_read"] and not plan["damage"]:
         lines.insert(0, "This has been read before: it opens at once.")
     return warning_list(lines, most=6)
 
@@ -96,6 +96,11 @@ def plan_problems(plan: dict[str, Any]) -> list[str]:
         problems.append(
             f"Too long: {plan['n_tokens']:,} tokens, and at most "
             f"{plan['limit_tokens']:,} can be read. {step}"
+        )
+    if plan["damage"]:
+        problems.append(
+            f"This has been read before. {plan['damage']} Delete that session, and it can be read "
+            "again."
         )
     if plan["memory_bytes"] > plan["available_memory_bytes"]:
         problems.append("Not enough free memory. Close other programs, or choose fewer pages.")

@@ -226,6 +226,7 @@ class FakeWorker:
             "already_read": False,
             "begun_tokens": 0,
             "lowered": "",
+            "damage": "",
             "warnings": ("Page 7 is a picture without text.",),
         }
         self._change(job, state="done", message="", result=plan)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from app.desk import cards
 from app.errors import BadPageRange, DocumentTooLong, NoSuchSession
 from app.library import Library
 from app.paths import data_paths
@@ -363,6 +364,24 @@ def test_a_plan_reads_nothing(reader: Reader, book: Path) -> None:
     assert reader.library.sessions() == []
     reader.open(book)
     assert reader.plan(book).already_read
+
+
+@pytest.mark.parametrize("harm", ["gone", "cut short", "no manifest"])
+def test_a_plan_sees_that_what_was_saved_cannot_be_opened(
+    reader: Reader, book: Path, harm: str
+) -> None:
+    folder = reader.library.paths.snapshot(reader.open(book).record.id)
+    assert reader.plan(book).damage == ""
+    victim = folder / ("manifest.json" if harm == "no manifest" else "layers-000.safetensors")
+    if harm == "cut short":
+        victim.write_bytes(victim.read_bytes()[:-9])
+    else:
+        victim.unlink()
+    plan = reader.plan(book)
+    assert plan.already_read and victim.name in plan.damage
+    words = " ".join(cards.plan_problems(plan.to_dict()))
+    assert victim.name in words and "Delete that session" in words
+    assert "opens at once" not in cards.plan_card(plan.to_dict())
 
 
 def test_a_stopped_answer_keeps_its_text(reader: Reader, book: Path) -> None:
