@@ -43,8 +43,13 @@ def packed_nbytes(model: LoadedModel, format: str) -> int:
     )
 
 
+def is_packed(model: LoadedModel, format: str) -> bool:
+    """Whether the copies are there."""
+    return format in _made.get(model.model, {})
+
+
 def fits(model: LoadedModel, format: str) -> bool:
     """Whether the copies are there, or take no more than their share of the free memory."""
-    if format in _made.get(model.model, {}):
+    if is_packed(model, format):
         return True
     return packed_nbytes(model, format) <= MEMORY_SHARE * available_memory("cpu")

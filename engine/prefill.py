@@ -27,7 +27,7 @@ from engine.rows import Rows
 from engine.scoring import LayerStep, Scorer, group_mean
 from engine.splits import Split, settled_counts, splits_of
 from engine.stretches import Stretches
-from engine.trunk import hidden_after
+from engine.trunk import for_a_text, hidden_after
 from kernels.quantise import frame_of
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ def prefill(
     ids = torch.as_tensor(token_ids, dtype=torch.int64)
     cache = _start(model, ids, config, scorer, resume)
     ceiling = _ceiling(cache, config)
+    model = for_a_text(model, len(ids) - cache.n_seen)
     n_chunks = 0
     while cache.n_seen < len(ids):
         if stop is not None and stop():

@@ -9,6 +9,7 @@ before its first pass: what is hung on its modules later, such as a hook, is not
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -18,12 +19,15 @@ from torch import Tensor, nn
 from engine.attention import Store, decoder_of
 from engine.errors import NotLean
 from engine.lean import LeanDecoder
-from engine.packing import fits, packed
+from engine.packing import fits, is_packed, packed
 
 if TYPE_CHECKING:
     from engine.loader import LoadedModel
 
-MANY_TOKENS = 256  # for fewer, copies are not worth the seconds that packing takes
+MANY_TOKENS = 256  # of one pass; fewer run from the model's own weights
+# Of a text: what packing takes, seven seconds of a model of half a billion parameters, is won back
+# by reading so many a quarter faster (heads/LOG.md).
+LONG_TEXT_TOKENS = 4096
 
 _known: WeakKeyDictionary[nn.Module, LeanDecoder | None] = WeakKeyDictionary()
 _for_many: WeakKeyDictionary[nn.Module, LeanDecoder | None] = WeakKeyDictionary()
@@ -46,6 +50,15 @@ def through_modules(model: LoadedModel, ids: Tensor, store: Store) -> Tensor:
         input_ids=row, use_cache=False, store=store
     ).last_hidden_state[0]
     return hidden
+
+
+def for_a_text(model: LoadedModel, n_tokens: int) -> LoadedModel:
+    """The model as it reads a text: of a short one copies are not worth the packing, but used where
+    they are there.
+    """
+    if n_tokens >= LONG_TEXT_TOKENS or not model.reads_packed or is_packed(model, "fp16"):
+        return model
+    return replace(model, reads_packed=False)
 
 
 def _lean_of(model: LoadedModel) -> LeanDecoder | None:

@@ -195,20 +195,20 @@ def _chunked(model: LoadedModel) -> float:
 
 
 def _packed(model: LoadedModel) -> float:
-    """A chunk long enough to run from packed weights, and the same from the model's own."""
+    """A pass long enough to run from packed weights, and the same from the model's own."""
     from engine.prefill import prefill
     from engine.scorers.recency import RecencyScorer
-    from engine.trunk import MANY_TOKENS
+    from engine.trunk import MANY_TOKENS, hidden_after
 
     if not model.reads_packed:
         return 0.0
-    ids, config = _ids(model, MANY_TOKENS), _config(MANY_TOKENS, model)
+    ids = _ids(model, MANY_TOKENS)
+    document = prefill(model, ids[:N_DOCUMENT], _config(N_TOKENS, model), RecencyScorer())
     found, plain = (
-        prefill(way, ids, config, RecencyScorer()).last_logits
+        model.model.lm_head(hidden_after(way, torch.as_tensor(ids), document.view())[-1])
         for way in (model, replace(model, reads_packed=False))
     )
-    assert found is not None and plain is not None
-    return difference(found, plain)
+    return difference(found.float(), plain.float())
 
 
 def _view(model: LoadedModel) -> float:

@@ -17,6 +17,8 @@ from engine.decoding import choose_decoder
 from engine.errors import NotLean
 from engine.geometry import SERVED_FAMILIES
 from engine.lean import LeanDecoder
+from engine.prefill import PrefillConfig, prefill
+from engine.scorers.recency import RecencyScorer
 from engine.trunk import MANY_TOKENS, hidden_after
 from tests.fakes import cache_of, filled, tiny_model, tokens
 
@@ -105,6 +107,23 @@ def test_many_tokens_run_from_packed_weights_and_few_from_the_models_own() -> No
     few = ids[: MANY_TOKENS - 1]
     own = hidden_after(replace(model, reads_packed=False), few, cache.view())
     assert torch.equal(hidden_after(model, few, cache.view()), own)
+
+
+@needs_fp16
+def test_a_short_text_is_not_worth_copies_and_takes_those_that_are_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trunk, "LONG_TEXT_TOKENS", 2 * MANY_TOKENS)
+    model = reading_packed()
+    config = PrefillConfig(chunk_tokens=MANY_TOKENS)
+
+    def read(n_tokens: int) -> bool:
+        prefill(model, tokens(n_tokens, seed=4), config, RecencyScorer())
+        return packing.is_packed(model, "fp16")
+
+    assert not read(2 * MANY_TOKENS - 1)
+    assert read(2 * MANY_TOKENS)
+    assert trunk.for_a_text(model, 1) is model
 
 
 @needs_fp16
