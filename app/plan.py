@@ -313,13 +313,15 @@ def _tokens_at_once(job: Job) -> int:
 def _estimated_rate(job: Job, kept: int, paths: DataPaths) -> float | None:
     """Tokens per second to expect of a model that has read nothing here yet; None on a GPU."""
     from engine.numeric import CACHE_NAME, pick_format
+    from engine.trunk import LONG_TEXT_TOKENS
     from engine.weights import linear_parameters
 
     if job.model.device != "cpu":
         return None
     choice = pick_format(paths.models / CACHE_NAME)
     name = "fp32" if job.model.compute_dtype.itemsize == 4 else "bf16"
-    gflops = choice.gflops["prefill_fp16" if job.model.reads_packed else f"prefill_{name}"]
+    packed = job.model.reads_packed and len(job.prefix.token_ids) >= LONG_TEXT_TOKENS
+    gflops = choice.gflops["prefill_fp16" if packed else f"prefill_{name}"]
     geometry = job.model.geometry
     visible = kept + job.settings.chunk_tokens // 2
     attention = 2 * geometry.n_layers * geometry.n_q_heads * geometry.head_dim * visible

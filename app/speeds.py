@@ -15,12 +15,18 @@ LEAST_TOKENS = 2048
 
 
 def kind_of(job: Job) -> str:
-    """Readings of one kind are about equally fast: same model, weights, device, threads, chunks."""
+    """Readings of one kind are about equally fast: same model, weights, device, threads, chunks;
+    and where long texts are read from packed weights, long or not.
+    """
     import torch
+
+    from engine.trunk import LONG_TEXT_TOKENS
 
     model, chunk = job.model, job.settings.chunk_tokens
     threads = torch.get_num_threads()
-    return f"{model.name}|{model.weights}|{model.device}|{threads} threads|{chunk} a chunk"
+    kind = f"{model.name}|{model.weights}|{model.device}|{threads} threads|{chunk} a chunk"
+    short = model.reads_packed and len(job.prefix.token_ids) < LONG_TEXT_TOKENS
+    return f"{kind}|short" if short else kind
 
 
 def remember_speed(paths: DataPaths, job: Job, n_tokens: int, tok_s: float) -> None:

@@ -196,7 +196,7 @@ def _rms_norm_of_one(x: Tensor, norm: Norm) -> Tensor:
 @functools.lru_cache
 def _constant(value: float) -> Tensor:
     """fp32 on the CPU; torch would make it anew at every call that is given the number."""
-    return torch.tensor(value)
+    return torch.tensor(value, dtype=torch.float32, device="cpu")
 
 
 def _project(

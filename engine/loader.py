@@ -45,7 +45,7 @@ class LoadedModel:
     fingerprint     digests: weights, config, rotary, tokenizer, chat_template
     stop_token_ids  any of these ends an answer
     load_s          seconds from call to ready, downloads and conversion included
-    reads_packed    whether chunks run from copies of the weights in fp16 (engine.trunk)
+    reads_packed    whether long texts run from copies of the weights in fp16 (engine.trunk)
     """
 
     name: str

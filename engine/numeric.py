@@ -44,7 +44,7 @@ class Choice:
     gflops  "prefill_fp32", "prefill_bf16", "decode_fp32", "decode_bf16": 1e9 operations a second;
             "prefill_fp16": in fp32 from weights packed in fp16, 0 where torch has no such product
     reason  one sentence with the figures, for `doctor`
-    packed  whether documents are read from weights packed in fp16
+    packed  whether long documents are read from weights packed in fp16
     """
 
     name: str

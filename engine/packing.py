@@ -1,4 +1,4 @@
-"""Packed copies of a model's weights: each made once, and shared by reading and answering."""
+"""Packed copies of a model's weights: each format made once, whoever wants it."""
 
 from __future__ import annotations
 

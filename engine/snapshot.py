@@ -117,15 +117,16 @@ def load_snapshot(
 
 
 def check_files(folder: Path) -> None:
-    """See whether a snapshot can be what it was, by its manifest and its files' sizes alone.
+    """See by its manifest and its files' sizes alone whether a snapshot can be whole.
 
-    Raises SnapshotError where it cannot be loaded; a file may still be altered.
+    Raises SnapshotError where it cannot; one that passes may still be altered inside.
     """
     for name, record in manifests.read(folder)["files"].items():
-        path = folder / name
-        if not path.is_file():
-            raise SnapshotCorrupt(name, "is missing")
-        if path.stat().st_size != record["nbytes"]:
+        try:
+            nbytes = (folder / _plain_name(name)).stat().st_size
+        except OSError as error:
+            raise SnapshotCorrupt(name, f"cannot be read ({error.strerror})") from error
+        if nbytes != record["nbytes"]:
             raise SnapshotCorrupt(name, "has another size")
 
 
@@ -263,14 +264,20 @@ def _sum(tensor: Tensor) -> str:
     return hashlib.sha256(raw).hexdigest()
 
 
+def _plain_name(name: str) -> str:
+    """The name of a file that lies in the snapshot. Raises SnapshotCorrupt."""
+    if Path(name).name != name:
+        raise SnapshotCorrupt(manifests.MANIFEST_NAME, f"names a file outside the snapshot: {name}")
+    return name
+
+
 def _read_tensors(
     folder: Path, name: str, record: dict[str, Any], known: dict[str, Any]
 ) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    if Path(name).name != name:
-        raise SnapshotCorrupt(manifests.MANIFEST_NAME, f"names a file outside the snapshot: {name}")
+    _plain_name(name)
     try:
         data = (folder / name).read_bytes()
     except (OSError, ValueError):  # a name may hold what no file's name can

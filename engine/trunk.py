@@ -2,7 +2,7 @@
 
 A model of a known family on the CPU runs from its own weights (engine.lean, format "same"): the
 stock modules rotate by an angle of zero and normalise in five passes. Where products with weights
-packed in fp16 were measured to be faster (engine.numeric), a chunk of many tokens runs from these,
+packed in fp16 were measured to be faster (engine.numeric), chunks of a long text run from these,
 sums in fp32 as before. Everything else runs through the stock modules. A model is looked at once,
 before its first pass: what is hung on its modules later, such as a hook, is not seen.
 """
@@ -30,7 +30,6 @@ MANY_TOKENS = 256  # of one pass; fewer run from the model's own weights
 LONG_TEXT_TOKENS = 4096
 
 _known: WeakKeyDictionary[nn.Module, LeanDecoder | None] = WeakKeyDictionary()
-_for_many: WeakKeyDictionary[nn.Module, LeanDecoder | None] = WeakKeyDictionary()
 
 
 @torch.inference_mode()
@@ -53,12 +52,17 @@ def through_modules(model: LoadedModel, ids: Tensor, store: Store) -> Tensor:
 
 
 def for_a_text(model: LoadedModel, n_tokens: int) -> LoadedModel:
-    """The model as it reads a text: of a short one copies are not worth the packing, but used where
-    they are there.
+    """The model as it reads a text of so many tokens; copies that this is worth are packed now.
+
+    A short text is read from copies where they are there already.
     """
-    if n_tokens >= LONG_TEXT_TOKENS or not model.reads_packed or is_packed(model, "fp16"):
+    if not model.reads_packed or _lean_of(model) is None:
         return model
-    return replace(model, reads_packed=False)
+    if not is_packed(model, "fp16"):
+        if n_tokens < LONG_TEXT_TOKENS or not fits(model, "fp16"):
+            return replace(model, reads_packed=False)
+        packed(model, "fp16")
+    return model
 
 
 def _lean_of(model: LoadedModel) -> LeanDecoder | None:
@@ -74,10 +78,7 @@ def _lean_of(model: LoadedModel) -> LeanDecoder | None:
 
 
 def _for_many_tokens(model: LoadedModel) -> LeanDecoder | None:
-    """As `_lean_of`, from packed copies where the model reads from such and they fit."""
-    lean = _lean_of(model)
-    if lean is None or not model.reads_packed:
-        return lean
-    if model.model not in _for_many:
-        _for_many[model.model] = packed(model, "fp16") if fits(model, "fp16") else lean
-    return _for_many[model.model]
+    """As `_lean_of`, from packed copies where the model reads from such and they are there."""
+    if model.reads_packed and is_packed(model, "fp16"):
+        return packed(model, "fp16")
+    return _lean_of(model)

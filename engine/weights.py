@@ -30,7 +30,7 @@ CPU_SHARE = 0.7  # of the free main memory that fp32 weights may take under "aut
 class WeightChoice:
     """weights: one of WEIGHT_FORMATS but auto; compute: fp32 or bf16; reason: for the user.
 
-    packed: whether chunks are read from copies of fp32 weights that are packed in fp16
+    packed: whether long texts are read from copies of fp32 weights that are packed in fp16
     """
 
     weights: str

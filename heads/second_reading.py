@@ -26,6 +26,7 @@ from engine.pruning import pruned
 from engine.read_layer import ReadLayer
 from engine.refit import OLDER, RIDGE, References, joined, refitted
 from engine.rows import Rows
+from engine.trunk import for_a_text
 from heads.labels import Kind, Labels, Probe, measure, output_grams
 from heads.layout import Layout
 from heads.replay import most_request_tokens, request_ids
@@ -91,6 +92,7 @@ def read_again(
     if config.budget_tokens is None:
         return cache
     ids = cache.token_ids.tolist()
+    model = for_a_text(model, len(ids))
     scores = [
         [torch.full((n,), -torch.inf, device=layer.scores.device) for n in layer.lengths]
         for layer in cache.layers

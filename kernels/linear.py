@@ -22,6 +22,7 @@ format that cannot take a matrix gives way to a wider one, and the packed object
 from __future__ import annotations
 
 import importlib.util
+import math
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -40,6 +41,8 @@ _FP16_LARGEST = 65504.0
 # One vector load of the widest kernel: shorter or unaligned rows are read beyond their end.
 _INT8_IN_MULTIPLE = 16
 _INT4_OUT_MULTIPLE = 16
+_BANDS = 64  # of a matrix, at most
+_HAS_MKL = torch.backends.mkl.is_available()
 _ROWS_AT_ONCE = 8192  # of the weight, while codes are made: bounds the memory that takes
 
 
@@ -137,11 +140,12 @@ def linear(x: Tensor, packed: PackedLinear) -> Tensor:
 
 
 def _one_row(x: Tensor, packed: PackedLinear) -> Tensor:
-    """A row of fp32 by a plain matrix, in as many bands as threads: as one, MKL gives it to one
-    thread on processors that are not Intel's.
+    """A row of fp32 by a plain matrix, in bands that threads share: as one, MKL gives it to a
+    single thread on processors that are not Intel's.
     """
-    n_bands = torch.get_num_threads()
-    if packed.out_features % n_bands or not packed.weight.is_contiguous():
+    n_bands = math.gcd(packed.out_features, _BANDS)
+    n_threads = torch.get_num_threads()
+    if not 1 < n_threads <= n_bands or not packed.weight.is_contiguous() or not _HAS_MKL:
         return functional.linear(x, packed.weight, packed.bias)
     bands = packed.weight.view(n_bands, -1, packed.in_features)
     y = torch.bmm(bands, x.T.expand(n_bands, -1, -1)).view(1, -1)

@@ -195,7 +195,7 @@ def _chunked(model: LoadedModel) -> float:
 
 
 def _packed(model: LoadedModel) -> float:
-    """A pass long enough to run from packed weights, and the same from the model's own."""
+    """A pass of many tokens from packed weights, where they are there, and from the model's own."""
     from engine.prefill import prefill
     from engine.scorers.recency import RecencyScorer
     from engine.trunk import MANY_TOKENS, hidden_after
@@ -204,10 +204,11 @@ def _packed(model: LoadedModel) -> float:
         return 0.0
     ids = _ids(model, MANY_TOKENS)
     document = prefill(model, ids[:N_DOCUMENT], _config(N_TOKENS, model), RecencyScorer())
-    found, plain = (
-        model.model.lm_head(hidden_after(way, torch.as_tensor(ids), document.view())[-1])
-        for way in (model, replace(model, reads_packed=False))
-    )
+    with torch.inference_mode():
+        found, plain = (
+            model.model.lm_head(hidden_after(way, torch.as_tensor(ids), document.view())[-1])
+            for way in (model, replace(model, reads_packed=False))
+        )
     return difference(found.float(), plain.float())
 
 

@@ -65,7 +65,7 @@ def _warnings(plan: dict[str, Any]) -> str:
     lines = [*plan_problems(plan), *map(str, plan["warnings"])]
     if plan["lowered"]:
         lines.insert(0, str(plan["lowered"]))
-    if plan["already_read"] and not plan["damage"]:
+    if plan["already_read"] and not plan.get("damage"):
         lines.insert(0, "This has been read before: it opens at once.")
     return warning_list(lines, most=6)
 
@@ -97,7 +97,7 @@ def plan_problems(plan: dict[str, Any]) -> list[str]:
             f"Too long: {plan['n_tokens']:,} tokens, and at most "
             f"{plan['limit_tokens']:,} can be read. {step}"
         )
-    if plan["damage"]:
+    if plan.get("damage"):  # plans of before have none
         problems.append(
             f"This has been read before. {plan['damage']} Delete that session, and it can be read "
             "again."

@@ -88,6 +88,11 @@ def test_zeros_stay_zeros_and_what_is_no_number_shows() -> None:
     assert not bool(torch.isfinite(found[1:]).any())
 
 
+def test_no_rows_give_none() -> None:
+    codes, scales = codes_and_scales(32, 64)
+    assert integer.product(torch.empty(0, 64), integer.pack_codes(codes, scales)).shape == (0, 32)
+
+
 def test_an_int8_layer_multiplies_so_and_takes_any_width() -> None:
     weight = torch.randn(17, 31, generator=torch.Generator().manual_seed(3))
     packed = pack(weight, "int8")

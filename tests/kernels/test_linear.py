@@ -138,7 +138,7 @@ def test_plain_shares_and_the_others_are_smaller() -> None:
     assert pack(weight, "plain").weight is weight
     sizes = {chosen: pack(weight, chosen).nbytes for chosen in FORMATS if chosen != "nf4"}
     assert sizes["plain"] == 4 * 64 * 256
-    assert sizes["int8"] == 64 * 256 + (12 if integer.served() else 2) * 64
+    assert sizes["int8"] == (integer.nbytes(64, 256) if integer.served() else 64 * 256 + 2 * 64)
     assert sizes["int4"] == 64 * 256 // 2 + 64 * (256 // 32) * 4
     if HAS_BITSANDBYTES:
         assert pack(weight, "nf4").nbytes == 64 * 256 // 2 + 64 * (256 // 64) * 4
@@ -163,18 +163,19 @@ def test_nf4_is_closer_than_even_steps_would_be() -> None:
     assert relative(rounded(weight, "nf4"), weight) < 0.1
 
 
-@pytest.mark.parametrize("n_out", [64, 63])
+@pytest.mark.parametrize(("n_out", "n_threads"), [(96, 2), (96, 24), (96, 1), (63, 2), (96, 40)])
 @pytest.mark.parametrize("biased", [False, True])
-def test_one_row_of_fp32_goes_in_a_band_a_thread(
-    n_out: int, biased: bool, monkeypatch: pytest.MonkeyPatch
+def test_one_row_of_fp32_goes_in_bands_that_threads_share(
+    n_out: int, n_threads: int, biased: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MKL gives a matrix and one row to one thread; 63 rows do not make two bands."""
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    """MKL gives a matrix and one row to one thread; 63 rows make no bands, 96 make 32."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
+    monkeypatch.setattr("kernels.linear._HAS_MKL", True)
     bands: list[tuple[int, ...]] = []
     bmm = torch.bmm
     monkeypatch.setattr(torch, "bmm", lambda a, b: bands.append(tuple(a.shape)) or bmm(a, b))
-    weight, x = some(n_out, 96), some(1, 96, seed=1)
+    weight, x = some(n_out, 64), some(1, 64, seed=1)
     bias = some(n_out, seed=2) if biased else None
     expected = x @ weight.T + (0 if bias is None else bias)
     torch.testing.assert_close(linear(x, pack(weight, "plain", bias=bias)), expected)
-    assert bands == ([(2, 32, 96)] if n_out == 64 else [])
+    assert bands == ([(32, 3, 64)] if n_out == 96 and 1 < n_threads <= 32 else [])

@@ -439,7 +439,7 @@ def test_reading_from_packed_weights_is_held_against_the_models_own(
     made = LeanDecoder(model, "int8" if wrong else "same")
     if wrong:
         monkeypatch.setattr(made, "_norm", replace(made._norm, weight=2 * made._norm.weight))
-    monkeypatch.setattr("engine.trunk._for_many", {model.model: made})
+    monkeypatch.setattr("engine.packing._made", {model.model: {"fp16": made}})
     code, out, err = benched(capsys, "ingest", "--lengths", "300", "--json")
     if wrong:
         assert code == 1 and out == "" and "Parity is red: packed" in err

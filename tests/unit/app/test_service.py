@@ -382,6 +382,9 @@ def test_a_plan_sees_that_what_was_saved_cannot_be_opened(
     words = " ".join(cards.plan_problems(plan.to_dict()))
     assert victim.name in words and "Delete that session" in words
     assert "opens at once" not in cards.plan_card(plan.to_dict())
+    of_before = plan.to_dict()
+    del of_before["damage"]  # a plan that was kept from before it had this
+    assert "opens at once" in cards.plan_card(of_before)
 
 
 def test_a_stopped_answer_keeps_its_text(reader: Reader, book: Path) -> None:

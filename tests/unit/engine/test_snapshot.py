@@ -16,7 +16,7 @@ from engine.eviction import EvictionConfig
 from engine.generate import Sampling, generate
 from engine.prefill import PrefillConfig, prefill
 from engine.scorers.keydiff import KeyDiffScorer
-from engine.snapshot import load_snapshot, save_snapshot
+from engine.snapshot import check_files, load_snapshot, save_snapshot
 from engine.stored_floats import packed_floats
 from tests.fakes import TinyModel, tiny_model, tokens
 
@@ -123,6 +123,21 @@ def test_a_manifest_cannot_reach_outside(tmp_path: Path) -> None:
     snapshot.manifests.write(tmp_path / "s", manifest)
     with pytest.raises(SnapshotCorrupt, match="outside"):
         load_snapshot(tmp_path / "s", model=model)
+    with pytest.raises(SnapshotCorrupt, match="outside"):
+        check_files(tmp_path / "s")
+
+
+@pytest.mark.parametrize("name", ["x" * 400, "nowhere.safetensors"])
+def test_a_file_that_cannot_be_looked_at_is_damage(tmp_path: Path, name: str) -> None:
+    saved(tmp_path / "s", tiny_model())
+    check_files(tmp_path / "s")
+    path = tmp_path / "s" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest.pop("digest")
+    manifest["files"][name] = manifest["files"].pop("state.safetensors")
+    snapshot.manifests.write(tmp_path / "s", manifest)
+    with pytest.raises(SnapshotCorrupt, match=name):
+        check_files(tmp_path / "s")
 
 
 def test_a_full_disk_is_announced_before_writing(

@@ -88,10 +88,15 @@ needs_fp16 = pytest.mark.skipif(
 )
 
 
-def reading_packed() -> Any:
+def reads_packed() -> Any:
     model: Any = filled("qwen2")
     model.reads_packed = True
     return model
+
+
+def reading_packed() -> Any:
+    """It has a long text before it."""
+    return trunk.for_a_text(reads_packed(), trunk.LONG_TEXT_TOKENS)
 
 
 @needs_fp16
@@ -114,7 +119,7 @@ def test_a_short_text_is_not_worth_copies_and_takes_those_that_are_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(trunk, "LONG_TEXT_TOKENS", 2 * MANY_TOKENS)
-    model = reading_packed()
+    model = reads_packed()
     config = PrefillConfig(chunk_tokens=MANY_TOKENS)
 
     def read(n_tokens: int) -> bool:
@@ -127,19 +132,26 @@ def test_a_short_text_is_not_worth_copies_and_takes_those_that_are_there(
 
 
 @needs_fp16
-def test_copies_that_do_not_fit_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = reading_packed()
+def test_many_tokens_outside_a_reading_make_no_copies() -> None:
+    """As several questions side by side do."""
+    model = reads_packed()
     cache, ids = cache_of(model), torch.tensor(tokens(MANY_TOKENS, seed=3))
     own = hidden_after(replace(model, reads_packed=False), ids, cache.view())
+    assert torch.equal(hidden_after(model, ids, cache.view()), own)
+    assert not packing.is_packed(model, "fp16")
+
+
+@needs_fp16
+def test_copies_that_do_not_fit_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "available_memory", lambda device: 1000)
     monkeypatch.setattr(packing, "LeanDecoder", lambda *_: pytest.fail("copied"))
-    assert torch.equal(hidden_after(model, ids, cache.view()), own)
+    assert not reading_packed().reads_packed
 
 
 @needs_fp16
 def test_reading_and_answering_share_their_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked for at once by two threads, too."""
-    model = reading_packed()
+    model = reads_packed()
     made: list[str] = []
 
     def make(model: Any, format: Any) -> LeanDecoder:
@@ -150,7 +162,6 @@ def test_reading_and_answering_share_their_copies(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(packing, "LeanDecoder", make)
     with ThreadPoolExecutor(2) as pool:
         answering = pool.submit(choose_decoder, model, "fp16")
-        cache, ids = cache_of(model), torch.tensor(tokens(MANY_TOKENS, seed=3))
-        hidden_after(model, ids, cache.view())
+        reading = trunk.for_a_text(model, trunk.LONG_TEXT_TOKENS)
     assert made == ["fp16"]
-    assert answering.result().decoder is trunk._for_many_tokens(model)
+    assert answering.result().decoder is trunk._for_many_tokens(reading)
