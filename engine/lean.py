@@ -148,6 +148,9 @@ class LeanDecoder:
                 store.see_hidden(number, x)
             hidden += self._attention(store, number, layer, x)
             x = _rms_norm(hidden, layer.mlp_norm)
+            if len(x) <= _MLP_ROWS:
+                hidden += _mlp(layer, x)
+                continue
             for rows in range(0, len(x), _MLP_ROWS):  # its inside is many times as wide as hidden
                 some = slice(rows, rows + _MLP_ROWS)
                 hidden[some] += _mlp(layer, x[some])

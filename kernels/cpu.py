@@ -77,8 +77,10 @@ def _over_parts(
     outs, sums = (torch.cat(parts) for parts in zip(*found, strict=True))
     # [n_heads, n_parts, rows]; of another head's parts nothing counts.
     logits = sums + entries.foreign[:, : len(sums)]
-    lse = logits.logsumexp(1)
-    weights = (logits - lse[:, None]).exp_().sum(0)
+    shares = logits.softmax(1)
+    # The largest share is exp(its logit - log-sum-exp), and never too small to take its logarithm.
+    lse = logits.amax(1) - shares.amax(1).log()
+    weights = shares.sum(0)
     weighed = (outs if outs.dtype == torch.float32 else outs.float()).mul_(weights[..., None])
     joined = torch.mm(entries.belongs[:, : len(sums)], weighed.flatten(1)).view(q.shape)
     return joined.to(q.dtype), lse

@@ -63,6 +63,8 @@ def product(x: Tensor, packed: Any) -> Tensor:
     1e-36) by more. A row with an infinity or
     NaN gives NaN or infinities.
     """
+    if len(x) == 1:
+        return _product_of_one(x, packed)
     # Small tensors in place of numbers: torch makes a tensor of a number at every call.
     steps = torch.add(_SMALLEST, torch.linalg.vector_norm(x, math.inf, 1, True), alpha=_COARSE)
     in_steps = x / steps
@@ -72,3 +74,17 @@ def product(x: Tensor, packed: Any) -> Tensor:
         torch.cat([coarse, fine]), 1.0, _ZERO_POINT, packed
     )
     return torch.add(parts[: len(x)], parts[len(x) :], alpha=1 / FINE_STEPS).mul_(steps)
+
+
+def _product_of_one(x: Tensor, packed: Any) -> Tensor:
+    """One row: its step goes into the operator as a number, which saves three operations."""
+    largest = float(torch.linalg.vector_norm(x, math.inf))
+    if not 1e-30 < largest < math.inf:
+        return product(torch.cat([x, x]), packed)[:1]
+    step = largest / COARSE_STEPS
+    coarse = torch.fake_quantize_per_tensor_affine(x, step, 0, -COARSE_STEPS, COARSE_STEPS)
+    fine = torch.sub(x, coarse).mul_(_FINE_STEPS)
+    parts: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+        torch.cat([coarse, fine]), step, _ZERO_POINT, packed
+    )
+    return torch.add(parts[:1], parts[1:], alpha=1 / FINE_STEPS)
