@@ -37,7 +37,7 @@ class Plan:
     fits           within the token limit, free memory and free disk
     fitting_pages  the longest page range from first_page on that is within the token limit
     lowered        a sentence if the model's window holds fewer entries than the budget; or nothing
-    damage         a sentence if it has been read and what was saved cannot be opened; or nothing
+    damage         why what was saved of it cannot be opened, if it has been read, and what helps
     """
 
     title: str
@@ -147,16 +147,20 @@ def make_plan(job: Job, paths: DataPaths) -> Plan:
 
 
 def _damage(snapshot: Path) -> str:
-    """Why a saved session cannot be opened, as far as is seen without reading it; or nothing."""
-    from engine.errors import SnapshotError
+    """Why a saved session cannot be opened, as far as is seen without reading it, and what helps;
+    or nothing.
+    """
+    from engine.errors import SnapshotCorrupt, SnapshotMismatch
     from engine.snapshot import check_files
 
     if not snapshot.exists():
         return ""
     try:
         check_files(snapshot)
-    except SnapshotError as error:
-        return error.cause
+    except SnapshotMismatch as error:
+        return f"{error.cause} A later Longread may have saved it: use that, or delete the session."
+    except SnapshotCorrupt as error:
+        return f"{error.cause} Delete that session, and it can be read again."
     return ""
 
 

@@ -98,10 +98,7 @@ def plan_problems(plan: dict[str, Any]) -> list[str]:
             f"{plan['limit_tokens']:,} can be read. {step}"
         )
     if plan.get("damage"):  # plans of before have none
-        problems.append(
-            f"This has been read before. {plan['damage']} Delete that session, and it can be read "
-            "again."
-        )
+        problems.append(f"This has been read before. {plan['damage']}")
     if plan["memory_bytes"] > plan["available_memory_bytes"]:
         problems.append("Not enough free memory. Close other programs, or choose fewer pages.")
     if plan["disk_bytes"] > plan["free_disk_bytes"]:

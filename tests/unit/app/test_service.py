@@ -16,7 +16,7 @@ from app.library import Library
 from app.paths import data_paths
 from app.service import OpenSession, Reader
 from app.settings import ReadSettings, eviction_config
-from engine import decoding, files
+from engine import decoding, files, manifest
 from engine.errors import (
     InvalidSetting,
     NotEnoughDisk,
@@ -385,6 +385,16 @@ def test_a_plan_sees_that_what_was_saved_cannot_be_opened(
     of_before = plan.to_dict()
     del of_before["damage"]  # a plan that was kept from before it had this
     assert "opens at once" in cards.plan_card(of_before)
+
+
+def test_a_plan_does_not_call_a_session_of_a_later_version_damaged(
+    reader: Reader, book: Path
+) -> None:
+    folder = reader.library.paths.snapshot(reader.open(book).record.id)
+    known = manifest.read(folder)
+    manifest.write(folder, {**known, "version": manifest.VERSION + 1})
+    damage = reader.plan(book).damage
+    assert "later Longread" in damage and "damaged" not in damage
 
 
 def test_a_stopped_answer_keeps_its_text(reader: Reader, book: Path) -> None:
