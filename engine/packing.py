@@ -28,6 +28,9 @@ def packed(model: LoadedModel, format: LeanFormat) -> LeanDecoder:
 
     Raises NotLean if the model does anything that decoder does not know.
     """
+    found = _made.get(model.model, {}).get(format)
+    if found is not None:  # a chunk does not wait while other copies are made
+        return found
     with _PACKING:
         made = _made.setdefault(model.model, {})
         if format not in made:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any
 
@@ -165,3 +165,14 @@ def test_reading_and_answering_share_their_copies(monkeypatch: pytest.MonkeyPatc
         reading = trunk.for_a_text(model, trunk.LONG_TEXT_TOKENS)
     assert made == ["fp16"]
     assert answering.result().decoder is trunk._for_many_tokens(reading)
+
+
+@needs_fp16
+def test_a_chunk_does_not_wait_while_answers_are_packed() -> None:
+    model = reading_packed()
+    cache, ids = cache_of(model), torch.tensor(tokens(MANY_TOKENS, seed=3))
+    with ThreadPoolExecutor(1) as pool:
+        with packing._PACKING:
+            reading = pool.submit(hidden_after, model, ids, cache.view())
+            done, _ = wait([reading], timeout=20)
+        assert done == {reading}
