@@ -148,12 +148,9 @@ class LeanDecoder:
                 store.see_hidden(number, x)
             hidden += self._attention(store, number, layer, x)
             x = _rms_norm(hidden, layer.mlp_norm)
-            if len(x) <= _MLP_ROWS:
-                hidden += _mlp(layer, x)
-                continue
-            for rows in range(0, len(x), _MLP_ROWS):  # its inside is many times as wide as hidden
-                some = slice(rows, rows + _MLP_ROWS)
-                hidden[some] += _mlp(layer, x[some])
+            # Some rows at a time: its inside is many times as wide as hidden.
+            for so_far, rows in zip(hidden.split(_MLP_ROWS), x.split(_MLP_ROWS), strict=True):
+                so_far += _mlp(layer, rows)
         return hidden
 
     def _attention(self, store: Store, number: int, layer: _Layer, x: Tensor) -> Tensor:

@@ -56,12 +56,11 @@ def for_a_text(model: LoadedModel, n_tokens: int) -> LoadedModel:
 
     A short text is read from copies where they are there already.
     """
-    if not model.reads_packed or _lean_of(model) is None:
+    if not model.reads_packed or is_packed(model, "fp16"):
         return model
-    if not is_packed(model, "fp16"):
-        if n_tokens < LONG_TEXT_TOKENS or not fits(model, "fp16"):
-            return replace(model, reads_packed=False)
-        packed(model, "fp16")
+    if n_tokens < LONG_TEXT_TOKENS or _lean_of(model) is None or not fits(model, "fp16"):
+        return replace(model, reads_packed=False)
+    packed(model, "fp16")
     return model
 
 

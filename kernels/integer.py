@@ -27,6 +27,7 @@ _COARSE = 1 / COARSE_STEPS
 _FINE_STEPS = torch.tensor(FINE_STEPS, dtype=torch.float32)
 # A row of zeros has no largest.
 _SMALLEST = torch.tensor(torch.finfo(torch.float32).tiny, dtype=torch.float32)
+_LEAST_OF_ONE = 1e-30  # far from where a step would be rounded to nothing
 # The operator's codes run from 0; up to 127, two products with a weight's code stay within 16 bits.
 _ZERO_POINT = 64
 _BLOCK = 512  # inputs are filled up to it; with AVX-512 alone to half of it
@@ -60,31 +61,37 @@ def product(x: Tensor, packed: Any) -> Tensor:
     """x [n, in] fp32, packed weights [out, in] -> [n, out] fp32.
 
     An activation is off by at most 1 / 15,876 of its row's largest, rows of next to nothing (below
-    1e-36) by more. A row with an infinity or
-    NaN gives NaN or infinities.
+    1e-36) by more. A row with an infinity or NaN gives NaN or infinities.
     """
     if len(x) == 1:
-        return _product_of_one(x, packed)
+        largest = float(torch.linalg.vector_norm(x, math.inf))
+        if _LEAST_OF_ONE < largest < math.inf:
+            return _of_one(x, largest / COARSE_STEPS, packed)
+    return _of_rows(x, packed)
+
+
+def _of_one(x: Tensor, step: float, packed: Any) -> Tensor:
+    """One row, whose step the operator takes as a number, in three operations fewer."""
+    coarse = torch.fake_quantize_per_tensor_affine(x, step, 0, -COARSE_STEPS, COARSE_STEPS)
+    fine = torch.sub(x, coarse).mul_(_FINE_STEPS)
+    parts = _multiplied(torch.cat([coarse, fine]), step, packed)
+    return torch.add(parts[:1], parts[1:], alpha=1 / FINE_STEPS)
+
+
+def _of_rows(x: Tensor, packed: Any) -> Tensor:
+    """Any number of rows, each with its own step."""
     # Small tensors in place of numbers: torch makes a tensor of a number at every call.
     steps = torch.add(_SMALLEST, torch.linalg.vector_norm(x, math.inf, 1, True), alpha=_COARSE)
     in_steps = x / steps
     coarse = in_steps.round()
     fine = in_steps.sub_(coarse).mul_(_FINE_STEPS)
-    parts: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-        torch.cat([coarse, fine]), 1.0, _ZERO_POINT, packed
-    )
+    parts = _multiplied(torch.cat([coarse, fine]), 1.0, packed)
     return torch.add(parts[: len(x)], parts[len(x) :], alpha=1 / FINE_STEPS).mul_(steps)
 
 
-def _product_of_one(x: Tensor, packed: Any) -> Tensor:
-    """One row: its step goes into the operator as a number, which saves three operations."""
-    largest = float(torch.linalg.vector_norm(x, math.inf))
-    if not 1e-30 < largest < math.inf:
-        return product(torch.cat([x, x]), packed)[:1]
-    step = largest / COARSE_STEPS
-    coarse = torch.fake_quantize_per_tensor_affine(x, step, 0, -COARSE_STEPS, COARSE_STEPS)
-    fine = torch.sub(x, coarse).mul_(_FINE_STEPS)
-    parts: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-        torch.cat([coarse, fine]), step, _ZERO_POINT, packed
+def _multiplied(parts: Tensor, step: float, packed: Any) -> Tensor:
+    """Rows that are whole multiples of a step, or are rounded to them, by the weights."""
+    found: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+        parts, step, _ZERO_POINT, packed
     )
-    return torch.add(parts[:1], parts[1:], alpha=1 / FINE_STEPS)
+    return found
