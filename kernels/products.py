@@ -15,7 +15,6 @@ chunk.
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
@@ -57,18 +56,11 @@ def _held(heads: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
 
 def _one_head(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """q [n_q, d], k and v [n_k, d] -> output [n_q, d] in bf16 and log-sum-exp [n_q] fp32."""
-    n_q, dim = q.shape
     keys, values = _padded(k, v)
-    blocks = _blocks(keys, values)
     sampled = keys[torch.arange(N_SAMPLED) * len(k) // N_SAMPLED]
-    queries, held = _widened(q), q.new_empty(BLOCK_ROWS * BLOCK_KEYS)
-    out, lse = torch.empty_like(q), torch.empty(n_q, dtype=torch.float32)
-    for first in range(0, n_q, BLOCK_ROWS):
-        rows = slice(first, min(first + BLOCK_ROWS, n_q))
-        block = queries[rows]
-        block[:, dim] = torch.mm(block, sampled.T).amax(-1)
-        out[rows], lse[rows] = _mixed(block, blocks, scale, held)
-    return out, lse
+    queries = _widened(q)
+    queries[:, -2] = torch.mm(queries, sampled.T).amax(-1)
+    return _mixed(queries, _blocks(keys, values), scale)
 
 
 def _one_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -76,33 +68,32 @@ def _one_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, 
 
     LEAST_KEYS positions at a time: they see all before them, and of each other those before.
     """
-    group, n, dim = q.shape
+    group, n, _ = q.shape
     keys, values = _padded(k, v)
-    queries, held = _widened(q), q.new_empty(group * LEAST_KEYS * min(len(keys), BLOCK_KEYS))
+    queries = _widened(q)
     out, lse = q.new_empty(q.shape), q.new_empty(group, n, dtype=torch.float32)
     for first in range(0, n, LEAST_KEYS):
         rows, end = slice(first, min(first + LEAST_KEYS, n)), first + LEAST_KEYS
-        block = queries[:, rows].reshape(-1, dim + 2)
+        block = queries[:, rows].reshape(-1, queries.shape[-1])
         ahead = torch.ones(rows.stop - first, LEAST_KEYS, dtype=torch.bool).triu_(1)
         ahead = ahead.expand(group, -1, -1).flatten(0, 1)
         logits = torch.mm(block, keys[:end:SAMPLE_EVERY].T)
         logits[:, first // SAMPLE_EVERY :].masked_fill_(ahead[:, ::SAMPLE_EVERY], UNSEEN)
-        block[:, dim] = logits.amax(-1)
+        block[:, -2] = logits.amax(-1)
         blocks = list(zip(*(x[:end].split(BLOCK_KEYS) for x in (keys, values)), strict=True))
-        found = _mixed(block, blocks, scale, held, ahead)
+        found = _mixed(block, blocks, scale, ahead)
         out[:, rows], lse[:, rows] = (x.unflatten(0, (group, -1)) for x in found)
     return out, lse
 
 
 def _mixed(
-    queries: Tensor, blocks: list[Block], scale: float, held: Tensor, ahead: Tensor | None = None
+    queries: Tensor, blocks: list[Block], scale: float, ahead: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Output [n, d] fp32 and log-sum-exp [n] of queries [n, d + 2], their largest logit inside.
+    """Output [n, d] in bf16 and log-sum-exp [n] of queries [n, d + 2], their largest logit inside.
 
-    held   room for the largest block's weights
     ahead  [n, LEAST_KEYS] which of the last keys each query must not see; None: it sees all
     """
-    out, lse, total = _weighed(queries, blocks, scale, held, ahead)
+    out, lse, total = _weighed(queries, blocks, scale, ahead)
     # As many keys as there are, all two twos above the sample, or one as far above as all weigh.
     lost = (total > 4 * sum(len(keys) for keys, _ in blocks)) & torch.isfinite(total)
     if bool(lost.any()):
@@ -110,7 +101,7 @@ def _mixed(
         again = queries[which]
         again[:, -2] += total[which].log2() / _twos(scale)
         out[which], lse[which], _ = _weighed(
-            again, blocks, scale, held, None if ahead is None else ahead[which]
+            again, blocks, scale, None if ahead is None else ahead[which]
         )
     return out, lse
 
@@ -127,19 +118,30 @@ def _twos(scale: float) -> float:
 
 
 def _weighed(
-    queries: Tensor, blocks: list[Block], scale: float, held: Tensor, ahead: Tensor | None
+    queries: Tensor, blocks: list[Block], scale: float, ahead: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `_mixed`, by the largest logits that the queries bring, and the sums of weights [n]."""
-    parts = []
-    for number, (keys, values) in enumerate(blocks, start=1):
-        weights = held[: len(queries) * len(keys)].view(len(queries), -1)
-        weights.addmm_(queries, keys.T, beta=0, alpha=_twos(scale)).exp2_()
-        if ahead is not None and number == len(blocks):
-            weights[:, -LEAST_KEYS:].masked_fill_(ahead, 0)
-        parts.append((_row_sums(weights), torch.mm(weights, values).float()))
-    total, mixed = (functools.reduce(torch.add, part) for part in zip(*parts, strict=True))
+    """As `_mixed`, by the largest logits that the queries bring, and the sums of weights [n] fp32.
+
+    Weights of BLOCK_ROWS queries at a time, at most; what follows is one operation for all queries.
+    """
+    n, dim = len(queries), queries.shape[1] - 2
+    step = math.ceil(n / math.ceil(n / BLOCK_ROWS))
+    held = queries.new_empty(step * max(len(keys) for keys, _ in blocks))
+    sums, mixed = queries.new_empty(len(blocks), n, _SUMS), queries.new_empty(len(blocks), n, dim)
+    for first in range(0, n, step):
+        rows = slice(first, min(first + step, n))
+        for number, (keys, values) in enumerate(blocks):
+            weights = held[: (rows.stop - first) * len(keys)].view(-1, len(keys))
+            weights.addmm_(queries[rows], keys.T, beta=0, alpha=_twos(scale)).exp2_()
+            if ahead is not None and number == len(blocks) - 1:
+                weights[:, -LEAST_KEYS:].masked_fill_(ahead[rows], 0)
+            # In parts: a sum in one piece would keep eight bits.
+            torch.sum(weights.unflatten(1, (_SUMS, -1)), -1, out=sums[number, rows])
+            torch.mm(weights, values, out=mixed[number, rows])
+    total = sums.sum((0, 2), dtype=torch.float32)
+    out = mixed.sum(0, dtype=torch.float32).div_(total[:, None]).to(queries.dtype)
     largest = queries[:, -2].float() * _twos(scale)
-    return mixed.div_(total[:, None]), (total.log2() + largest) * math.log(2), total
+    return out, (total.log2() + largest) * math.log(2), total
 
 
 def _blocks(keys: Tensor, values: Tensor) -> list[Block]:
@@ -172,8 +174,3 @@ def _padded(k: Tensor, v: Tensor) -> Block:
     keys[:n_k, dim] = -1
     keys[n_k:, dim + 1] = UNSEEN
     return keys, values
-
-
-def _row_sums(weights: Tensor) -> Tensor:
-    """[n, n_k] bf16 -> [n] fp32, from partial sums: a sum in one piece would keep eight bits."""
-    return weights.unflatten(1, (_SUMS, -1)).sum(-1).float().sum(-1)
