@@ -147,9 +147,7 @@ def make_plan(job: Job, paths: DataPaths) -> Plan:
 
 
 def _damage(snapshot: Path) -> str:
-    """Why a saved session cannot be opened, as far as is seen without reading it, and what helps;
-    or nothing.
-    """
+    """Why a saved session cannot be opened, by its files alone, and what helps; or nothing."""
     from engine.errors import SnapshotCorrupt, SnapshotMismatch
     from engine.snapshot import check_files
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from engine import manifest as manifests
 from engine.cache import DocCache, LayerCache
 from engine.errors import SnapshotCorrupt
-from engine.files import fsync, need_disk
+from engine.files import fsync, need_disk, sha256_of
 from engine.manifest_form import FLOATS, SIDES
 from engine.prefill import PrefillConfig
 from engine.quantisation import QuantConfig
@@ -117,17 +117,21 @@ def load_snapshot(
 
 
 def check_files(folder: Path) -> None:
-    """See by its manifest and its files' sizes alone whether a snapshot can be whole.
+    """See whether a snapshot's files are what its manifest says, sizes and checksums; no model is
+    needed, and nothing of it stays in memory.
 
-    Raises SnapshotError where it cannot; one that passes may still be altered inside.
+    Raises SnapshotError where they are not.
     """
     for name, record in manifests.read(folder)["files"].items():
+        path = folder / _plain_name(name)
         try:
-            nbytes = (folder / _plain_name(name)).stat().st_size
+            if path.stat().st_size != record["nbytes"]:
+                raise SnapshotCorrupt(name, "has another size")
+            intact = sha256_of(path) == record["sha256"]
         except OSError as error:
             raise SnapshotCorrupt(name, f"cannot be read ({error.strerror})") from error
-        if nbytes != record["nbytes"]:
-            raise SnapshotCorrupt(name, "has another size")
+        if not intact:
+            raise SnapshotCorrupt(name, "fails its checksum")
 
 
 def _contents(

@@ -140,6 +140,17 @@ def test_a_file_that_cannot_be_looked_at_is_damage(tmp_path: Path, name: str) ->
         check_files(tmp_path / "s")
 
 
+def test_a_single_altered_byte_is_seen_without_a_model(tmp_path: Path) -> None:
+    saved(tmp_path / "s", tiny_model())
+    check_files(tmp_path / "s")
+    path = tmp_path / "s" / "layers-000.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(SnapshotCorrupt, match=r"layers-000.*checksum"):
+        check_files(tmp_path / "s")
+
+
 def test_a_full_disk_is_announced_before_writing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
