@@ -1,7 +1,6 @@
 """Attention on the CPU through aten's fused kernel, which also returns the log-sum-exp.
 
-Where matrix products in bf16 outrun it, long queries go that way (kernels.products), unless a
-weight cannot be held there.
+Where matrix products in bf16 outrun it, long queries go that way (kernels.products).
 
 The grouped-query path of stock SDPA is 9 to 16 times slower at decode; callers pack the query
 group into rows instead, so that one key-value head is one dense attention.
@@ -26,9 +25,7 @@ FEW_ROWS = 512  # a token's query group, or a few tokens': so many attend to all
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """See kernels.reference.attend; q, k, v [n_heads, n, head_dim], one dtype."""
     if k.shape[1] > 0 and _by_products(q):
-        found = products.attend(q, k, v, scale)
-        if found is not None:
-            return found
+        return products.attend(q, k, v, scale)
     return _fused(q, k, v, scale)
 
 
@@ -89,9 +86,7 @@ def _over_parts(
 def attend_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """See kernels.reference.attend_causal; one dtype. A group reads its keys where they lie."""
     if _by_products(q):
-        found = products.attend_causal(q, k, v, scale)
-        if found is not None:
-            return found
+        return products.attend_causal(q, k, v, scale)
     grouped = q.unflatten(0, (len(k), -1))
     shared = (t[:, None].expand(*grouped.shape) for t in (k, v))
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(

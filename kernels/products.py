@@ -5,17 +5,18 @@ but has no AMX; plain products of the same numbers are more than twice as fast. 
 logits to bf16, so that a large logit would lose its digits. Therefore each query's logits are moved
 to near zero first: a column of the queries subtracts the largest logit over a sample of the keys,
 inside the product and before the rounding. What is left near the top is small, and exact enough.
-Where the sum of weights shows that a key outside the sample lies far above it, the query is
-weighed once more with that sum's logarithm taken away instead.
+Where the sum of weights shows that this failed, as where a key outside the sample lies far above
+it, the query is computed once more in fp32.
 
-For a number of queries products have a dozen shapes, however long a head is: a megabyte of code and
-description is kept for each shape that was ever seen, and heads differ in length from chunk to
-chunk.
+For a number of queries products have one or two dozen shapes, however long a head is: a megabyte of
+code and description is kept for each shape that was ever seen, and heads differ in length from
+chunk to chunk.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -23,57 +24,60 @@ from torch import Tensor
 N_SAMPLED = 256  # keys of a head; the first is among them, and it is where attention sinks
 SAMPLE_EVERY = 4  # keys of a chunk's own
 UNSEEN = -1e30  # a logit below all others
-BLOCK_ROWS = 1024  # queries
+BLOCK_ROWS = 512  # queries
 BLOCK_KEYS = 2048  # a power of two, times LEAST_KEYS
 LEAST_KEYS = 256
-FEW_ROWS = (64, 256, 1024)  # queries that are weighed once more, by shape
+LEAST_TOTAL = 2.0**-8  # of a query's weights, of which the sampled largest is meant to be 1
+PLAIN_ROWS = 256  # queries computed once more at a time
 _SUMS = 8  # partial sums a row: each is rounded to bf16
 
+Attended = tuple[Tensor, Tensor]  # output and log-sum-exp
 Block = tuple[Tensor, Tensor]  # keys [n, head_dim + 2] and values [n, head_dim]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
-    """See kernels.reference.attend; q, k, v [n_heads, n, head_dim] in bf16.
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Attended:
+    """See kernels.reference.attend; q, k, v [n_heads, n, head_dim] in bf16, n_k at least 1."""
+    out, lse = torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.float32)
+    for head, parts in enumerate(zip(q, k, v, strict=True)):
+        out[head], lse[head] = _one_head(*parts, scale)
+    return out, lse
 
-    None if a logit exceeds all sampled ones by so much (127 twos) that its weight cannot be held.
-    """
-    return _held([_one_head(*parts, scale) for parts in zip(q, k, v, strict=True)])
 
-
-def attend_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
-    """See kernels.reference.attend_causal; in bf16. None as in `attend`."""
+def attend_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Attended:
+    """See kernels.reference.attend_causal; in bf16."""
     grouped = q.unflatten(0, (len(k), -1))
-    found = _held([_one_causal(*parts, scale) for parts in zip(grouped, k, v, strict=True)])
-    return found and (found[0].flatten(0, 1), found[1].flatten(0, 1))
+    out, lse = torch.empty_like(grouped), q.new_empty(grouped.shape[:3], dtype=torch.float32)
+    for head, parts in enumerate(zip(grouped, k, v, strict=True)):
+        for rows, (mixed, sums) in _one_causal(*parts, scale):
+            out[head, :, rows], lse[head, :, rows] = mixed, sums
+    return out.flatten(0, 1), lse.flatten(0, 1)
 
 
-def _held(heads: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
-    """Outputs and log-sum-exps of all heads, or None if one of the numbers is none."""
-    outs, sums = (torch.stack(parts) for parts in zip(*heads, strict=True))
-    # What is no number makes a sum none; asking each would take ten times as long.
-    return (outs, sums) if math.isfinite(outs.sum()) and math.isfinite(sums.sum()) else None
-
-
-def _one_head(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _one_head(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Attended:
     """q [n_q, d], k and v [n_k, d] -> output [n_q, d] in bf16 and log-sum-exp [n_q] fp32."""
     keys, values = _padded(k, v)
     sampled = keys[torch.arange(N_SAMPLED) * len(k) // N_SAMPLED]
     queries = _widened(q)
-    queries[:, -2] = torch.mm(queries, sampled.T).amax(-1)
-    return _mixed(queries, _blocks(keys, values), scale)
+    for rows in _runs(len(q)):
+        queries[rows, -2] = torch.mm(queries[rows], sampled.T).amax(-1)
+    out, lse, lost = _weighed(queries, _blocks(keys, values), scale)
+    for which in _rows_of(lost):
+        out[which], lse[which] = _plainly(q[which], k, v, scale)
+    return out, lse
 
 
-def _one_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """q [group, n, d], k and v [n, d] -> output [group, n, d] and log-sum-exp [group, n] fp32.
+def _one_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Iterator[tuple[slice, Attended]]:
+    """q [group, n, d], k and v [n, d] -> which positions, and their output [group, positions, d] in
+    bf16 and log-sum-exp [group, positions] fp32.
 
     LEAST_KEYS positions at a time: they see all before them, and of each other those before.
     """
     group, n, _ = q.shape
     keys, values = _padded(k, v)
     queries = _widened(q)
-    out, lse = q.new_empty(q.shape), q.new_empty(group, n, dtype=torch.float32)
     for first in range(0, n, LEAST_KEYS):
-        rows, end = slice(first, min(first + LEAST_KEYS, n)), first + LEAST_KEYS
+        end = first + LEAST_KEYS
+        rows = slice(first, min(end, n))
         block = queries[:, rows].reshape(-1, queries.shape[-1])
         ahead = torch.ones(rows.stop - first, LEAST_KEYS, dtype=torch.bool).triu_(1)
         ahead = ahead.expand(group, -1, -1).flatten(0, 1)
@@ -81,35 +85,31 @@ def _one_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, 
         logits[:, first // SAMPLE_EVERY :].masked_fill_(ahead[:, ::SAMPLE_EVERY], UNSEEN)
         block[:, -2] = logits.amax(-1)
         blocks = list(zip(*(x[:end].split(BLOCK_KEYS) for x in (keys, values)), strict=True))
-        found = _mixed(block, blocks, scale, ahead)
-        out[:, rows], lse[:, rows] = (x.unflatten(0, (group, -1)) for x in found)
-    return out, lse
+        out, lse, lost = _weighed(block, blocks, scale, ahead)
+        ahead, own = ahead[:, : rows.stop - first], block[:, :-2]
+        for which in _rows_of(lost):
+            seen = k[: rows.stop], v[: rows.stop]
+            out[which], lse[which] = _plainly(own[which], *seen, scale, ahead[which])
+        yield rows, (out.unflatten(0, (group, -1)), lse.unflatten(0, (group, -1)))
 
 
-def _mixed(
-    queries: Tensor, blocks: list[Block], scale: float, ahead: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Output [n, d] in bf16 and log-sum-exp [n] of queries [n, d + 2], their largest logit inside.
+def _rows_of(lost: Tensor) -> tuple[Tensor, ...]:
+    """The numbers of the rows where lost [n] is true, PLAIN_ROWS at a time."""
+    return lost.nonzero()[:, 0].split(PLAIN_ROWS) if bool(lost.any()) else ()
 
-    ahead  [n, LEAST_KEYS] which of the last keys each query must not see; None: it sees all
+
+def _plainly(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, ahead: Tensor | None = None
+) -> Attended:
+    """q [n_q, d], k and v [n_k, d] -> output [n_q, d] in bf16, log-sum-exp [n_q], by way of fp32.
+
+    ahead  [n_q, n] which of the last n keys each query must not see; None: it sees all
     """
-    out, lse, total = _weighed(queries, blocks, scale, ahead)
-    # As many keys as there are, all two twos above the sample, or one as far above as all weigh.
-    lost = (total > 4 * sum(len(keys) for keys, _ in blocks)) & torch.isfinite(total)
-    if bool(lost.any()):
-        which = _filled_up(lost.nonzero()[:, 0], len(queries))
-        again = queries[which]
-        again[:, -2] += total[which].log2() / _twos(scale)
-        out[which], lse[which], _ = _weighed(
-            again, blocks, scale, None if ahead is None else ahead[which]
-        )
-    return out, lse
-
-
-def _filled_up(which: Tensor, most: int) -> Tensor:
-    """Row numbers [n], the last one repeated until there are FEW_ROWS of them, or `most`."""
-    n = next((n for n in FEW_ROWS if len(which) <= n < most), most)
-    return torch.cat([which, which[-1:].expand(n - len(which))])
+    logits = torch.mm(q.float(), k.float().T).mul_(scale)
+    if ahead is not None:
+        logits[:, len(k) - ahead.shape[1] :].masked_fill_(ahead, -math.inf)
+    lse = logits.logsumexp(-1)
+    return torch.mm(logits.softmax(-1), v.float()).to(q.dtype), lse
 
 
 def _twos(scale: float) -> float:
@@ -118,30 +118,40 @@ def _twos(scale: float) -> float:
 
 
 def _weighed(
-    queries: Tensor, blocks: list[Block], scale: float, ahead: Tensor | None
+    queries: Tensor, blocks: list[Block], scale: float, ahead: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `_mixed`, by the largest logits that the queries bring, and the sums of weights [n] fp32.
+    """Output [n, d] in bf16 and log-sum-exp [n] of queries [n, d + 2], their largest logit inside;
+    and which are lost [n]: their weights are out of the range in which bf16's digits are enough.
 
-    Weights of BLOCK_ROWS queries at a time, at most; what follows is one operation for all queries.
+    ahead  [n, LEAST_KEYS] which of the last keys each query must not see; None: it sees all
     """
-    n, dim = len(queries), queries.shape[1] - 2
-    step = math.ceil(n / math.ceil(n / BLOCK_ROWS))
-    held = queries.new_empty(step * max(len(keys) for keys, _ in blocks))
-    sums, mixed = queries.new_empty(len(blocks), n, _SUMS), queries.new_empty(len(blocks), n, dim)
-    for first in range(0, n, step):
-        rows = slice(first, min(first + step, n))
-        for number, (keys, values) in enumerate(blocks):
-            weights = held[: (rows.stop - first) * len(keys)].view(-1, len(keys))
-            weights.addmm_(queries[rows], keys.T, beta=0, alpha=_twos(scale)).exp2_()
-            if ahead is not None and number == len(blocks) - 1:
+    n, dim, twos = len(queries), queries.shape[1] - 2, _twos(scale)
+    runs = _runs(n)
+    held = queries.new_empty(runs[0].stop * max(len(keys) for keys, _ in blocks))
+    mixed, sums = queries.new_empty(n, dim), queries.new_empty(n, _SUMS)
+    out, total = torch.zeros(n, dim), torch.zeros(n)
+    for number, (keys, values) in enumerate(blocks, start=1):
+        for rows in runs:
+            weights = held[: (rows.stop - rows.start) * len(keys)].view(-1, len(keys))
+            weights.addmm_(queries[rows], keys.T, beta=0, alpha=twos).exp2_()
+            if ahead is not None and number == len(blocks):
                 weights[:, -LEAST_KEYS:].masked_fill_(ahead[rows], 0)
             # In parts: a sum in one piece would keep eight bits.
-            torch.sum(weights.unflatten(1, (_SUMS, -1)), -1, out=sums[number, rows])
-            torch.mm(weights, values, out=mixed[number, rows])
-    total = sums.sum((0, 2), dtype=torch.float32)
-    out = mixed.sum(0, dtype=torch.float32).div_(total[:, None]).to(queries.dtype)
-    largest = queries[:, -2].float() * _twos(scale)
-    return out, (total.log2() + largest) * math.log(2), total
+            torch.sum(weights.unflatten(1, (_SUMS, -1)), -1, out=sums[rows])
+            torch.mm(weights, values, out=mixed[rows])
+        out += mixed
+        total += sums.sum(-1, dtype=torch.float32)
+    # As many keys as there are, all two twos above the sample, or one as far above as all weigh.
+    most = 4 * sum(len(keys) for keys, _ in blocks)
+    held_well = (total >= LEAST_TOTAL) & (total <= most) & torch.isfinite(out.sum(-1))
+    lse = (total.log2() + queries[:, -2].float() * twos) * math.log(2)
+    return out.div_(total[:, None]).to(queries.dtype), lse, ~held_well
+
+
+def _runs(n: int) -> list[slice]:
+    """Rows cut evenly, BLOCK_ROWS at most."""
+    step = math.ceil(n / math.ceil(n / BLOCK_ROWS))
+    return [slice(first, min(first + step, n)) for first in range(0, n, step)]
 
 
 def _blocks(keys: Tensor, values: Tensor) -> list[Block]:
