@@ -24,7 +24,7 @@ from torch import Tensor
 N_SAMPLED = 256  # keys of a head; the first is among them, and it is where attention sinks
 SAMPLE_EVERY = 4  # keys of a chunk's own
 UNSEEN = -1e30  # a logit below all others
-BLOCK_ROWS = 512  # queries
+BLOCK_ROWS = 1024  # queries
 BLOCK_KEYS = 2048  # a power of two, times LEAST_KEYS
 LEAST_KEYS = 256
 LEAST_TOTAL = 2.0**-8  # of a query's weights, of which the sampled largest is meant to be 1
