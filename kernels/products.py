@@ -28,7 +28,7 @@ BLOCK_ROWS = 1024  # queries
 BLOCK_KEYS = 2048  # a power of two, times LEAST_KEYS
 LEAST_KEYS = 256
 LEAST_TOTAL = 2.0**-8  # of a query's weights, of which the sampled largest is meant to be 1
-PLAIN_ROWS = 256  # queries computed once more at a time
+PLAIN_ROWS = 64  # queries computed once more at a time: their fp32 logits are small beside the rest
 _SUMS = 8  # partial sums a row: each is rounded to bf16
 
 Attended = tuple[Tensor, Tensor]  # output and log-sum-exp
@@ -108,8 +108,10 @@ def _plainly(
     logits = torch.mm(q.float(), k.float().T).mul_(scale)
     if ahead is not None:
         logits[:, len(k) - ahead.shape[1] :].masked_fill_(ahead, -math.inf)
-    lse = logits.logsumexp(-1)
-    return torch.mm(logits.softmax(-1), v.float()).to(q.dtype), lse
+    largest = logits.amax(-1, keepdim=True)
+    total = logits.sub_(largest).exp_().sum(-1, keepdim=True)
+    out = torch.mm(logits, v.float()).div_(total)
+    return out.to(q.dtype), (total.log() + largest)[:, 0]
 
 
 def _twos(scale: float) -> float:
