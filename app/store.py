@@ -57,7 +57,8 @@ def keep_document(
     stays behind.
 
     on_parse       called before the file is parsed
-    while_parsing  called every LOOK_EVERY_S meanwhile; an exception that it raises ends the parsing
+    while_parsing  called at once and every LOOK_EVERY_S meanwhile; an exception that it raises ends
+                   the parsing
     """
     from engine.files import need_disk
     from ingest import ParseLimits
@@ -225,9 +226,10 @@ def _parsed(copy: Path, password: str | None, while_parsing: Callable[[], None] 
     with ThreadPoolExecutor(1, "parsing") as pool:
         parsing = pool.submit(open_document, copy, password)
         try:
+            look = while_parsing or (lambda: None)
+            look()  # whatever was asked before a short file is parsed counts, too
             while not wait([parsing], LOOK_EVERY_S).done:
-                if while_parsing is not None:
-                    while_parsing()
+                look()
         except BaseException:
             _end_parsing(parsing)
             raise
