@@ -21,6 +21,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from kernels.reference import finish
+
 N_SAMPLED = 256  # keys of a head; the first is among them, and it is where attention sinks
 SAMPLE_EVERY = 4  # keys of a chunk's own
 UNSEEN = -1e30  # a logit below all others
@@ -108,10 +110,7 @@ def _plainly(
     logits = torch.mm(q.float(), k.float().T).mul_(scale)
     if ahead is not None:
         logits[:, len(k) - ahead.shape[1] :].masked_fill_(ahead, -math.inf)
-    largest = logits.amax(-1, keepdim=True)
-    total = logits.sub_(largest).exp_().sum(-1, keepdim=True)
-    out = torch.mm(logits, v.float()).div_(total)
-    return out.to(q.dtype), (total.log() + largest)[:, 0]
+    return finish(logits, q, v)
 
 
 def _twos(scale: float) -> float:

@@ -17,7 +17,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tenso
     """Every query sees every key. Computed in fp32, some query rows at a time: logits are large."""
     keys, values = k.float().transpose(-1, -2), v.float()
     parts = [
-        _finish(torch.matmul(rows.float(), keys) * scale, rows, values)
+        finish(torch.matmul(rows.float(), keys) * scale, rows, values)
         for rows in q.split(_ROWS, dim=-2)
     ]
     if len(parts) == 1:
@@ -36,7 +36,7 @@ def attend_up_to(
     """
     logits = torch.matmul(q.float(), k.float().transpose(-1, -2)) * scale
     unseen = torch.arange(k.shape[-2], device=k.device) > last
-    return _finish(logits.masked_fill(unseen, float("-inf")), q, v)
+    return finish(logits.masked_fill(unseen, float("-inf")), q, v)
 
 
 def attend_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -49,10 +49,11 @@ def attend_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor
     logits = torch.matmul(q.float(), k.float().transpose(-1, -2)) * scale
     n = q.shape[-2]
     future = torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)
-    return _finish(logits.masked_fill(future, float("-inf")), q, v)
+    return finish(logits.masked_fill(future, float("-inf")), q, v)
 
 
-def _finish(logits: Tensor, q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def finish(logits: Tensor, q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Scaled logits [..., n_q, n_k] fp32 -> output in q's dtype, log-sum-exp [..., n_q] fp32."""
     lse = torch.logsumexp(logits, dim=-1)
     out = torch.matmul(torch.exp(logits - lse[..., None]), v.float())
     return out.to(q.dtype), lse
