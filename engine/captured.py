@@ -229,7 +229,7 @@ class _StepStore:
         """Store protocol, for one token; nothing is asked of the device."""
         if layer == 0:
             positions = self.starts + self._place
-            self._turns = self.rotary.cos_sin(positions[:, :, None])
+            self._turns = self.rotary.turns(positions[:, :, None])
         assert self._turns is not None
         cos, sin = self._turns
         q, k = turned_together(self.rotary, q, k, cos[layer], sin[layer])

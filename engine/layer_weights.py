@@ -38,6 +38,10 @@ class Norm:
     weight: Tensor
     eps: float
 
+    def to(self, dtype: torch.dtype) -> Norm:
+        """The same in another number format."""
+        return Norm(self.weight.to(dtype), self.eps)
+
 
 @dataclass(frozen=True)
 class LayerWeights:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -33,6 +33,7 @@ FORMATS: tuple[LeanFormat, ...] = ("same", "fp16", "int8", "int4", "nf4")
 CPU_FORMATS = ("fp16", "int8", "int4")
 _CHUNK_TOKENS = 512
 _MLP_ROWS = 256  # as fast as 1,024 at once (heads/LOG.md), in a quarter of the memory
+_IN_FP32 = ("fp16", "int8")
 _HEAD_FORMATS: dict[LeanFormat, LeanFormat] = {"int4": "int8", "nf4": "same"}
 
 
@@ -89,10 +90,15 @@ class LeanDecoder:
         self._head_dim = geometry.head_dim
         self._qkv_heads = (geometry.n_q_heads, geometry.n_kv_heads, geometry.n_kv_heads)
         self._embedding = weights.embedding
-        self._norm = weights.norm
+        # Products with packed weights take fp32 and return it: what lies between stays in it.
+        self._between = torch.float32 if format in _IN_FP32 else weights.embedding.dtype
+        self._norm = weights.norm.to(self._between)
         with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as workers:
             head = workers.submit(_packed, (weights.head,), head_format, group)  # the longest
-            layers = [workers.submit(_packed_layer, x, format, group) for x in weights.layers]
+            layers = [
+                workers.submit(_packed_layer, layer, format, group, self._between)
+                for layer in weights.layers
+            ]
             self._layers = [layer.result() for layer in layers]
             self._head = head.result()
         self.build_s = time.perf_counter() - started
@@ -122,7 +128,8 @@ class LeanDecoder:
 
     @torch.inference_mode()
     def hidden(self, store: Store, token_ids: Sequence[int] | Tensor) -> Tensor:
-        """Append tokens to a store; the last layer's output [n, hidden_size], before the norm.
+        """Append tokens to a store; the last layer's output [n, hidden_size], before the norm, in
+        fp32 where weights are packed in fp16 or int8, else in the model's own format.
 
         More than 512 tokens go through the layers in pieces. `store` is a CacheView, or anything
         that attends for a row of tokens.
@@ -141,38 +148,51 @@ class LeanDecoder:
     @torch.inference_mode()
     def one_pass(self, store: Store, ids: Tensor) -> Tensor:
         """As `hidden`, all tokens [n] at once."""
-        hidden = functional.embedding(ids, self._embedding)
+        hidden = functional.embedding(ids, self._embedding).to(self._between)
         for number, layer in enumerate(self._layers):
             x = _rms_norm(hidden, layer.attention_norm)
             if store.wants_hidden:
                 store.see_hidden(number, x)
-            hidden += self._attention(store, number, layer, x)
+            attended = self._attention(store, number, layer, x)
+            linear(attended, layer.out[0], onto=hidden)
             x = _rms_norm(hidden, layer.mlp_norm)
-            # Some rows at a time: its inside is many times as wide as hidden.
-            for so_far, rows in zip(hidden.split(_MLP_ROWS), x.split(_MLP_ROWS), strict=True):
-                so_far += _mlp(layer, rows)
+            for so_far, rows in _in_pieces(hidden, x):
+                linear(_gated(layer, rows), layer.down[0], onto=so_far)
         return hidden
 
     def _attention(self, store: Store, number: int, layer: _Layer, x: Tensor) -> Tensor:
+        """x [n, hidden_size], normalised -> what the output projection reads."""
         n = len(x)
-        q, k, v = (
-            part.view(n, -1, self._head_dim)
-            for part in _project(x, layer.qkv, [h * self._head_dim for h in self._qkv_heads])
-        )
+        widths = [heads * self._head_dim for heads in self._qkv_heads]
+        q, k, v = (_by_head(part, self._head_dim) for part in _project(x, layer.qkv, widths))
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = _rms_norm(q, layer.q_norm), _rms_norm(k, layer.k_norm)
-        out = store.attend(
-            number, q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), layer.scale
-        )
-        return linear(out.transpose(0, 1).reshape(n, -1), layer.out[0])
+        out = store.attend(number, q, k, v, layer.scale)
+        return out.reshape(1, -1) if n == 1 else out.transpose(0, 1).reshape(n, -1)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return linear(self.normalised(hidden), self._head[0]).float()
 
 
-def _mlp(layer: _Layer, x: Tensor) -> Tensor:
+def _by_head(x: Tensor, head_dim: int) -> Tensor:
+    """[n, n_heads * head_dim] -> [n_heads, n, head_dim]."""
+    if len(x) == 1:
+        return x.view(-1, 1, head_dim)
+    return x.view(len(x), -1, head_dim).transpose(0, 1)
+
+
+def _in_pieces(hidden: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some rows at a time: a feed-forward's inside is many times as wide as hidden."""
+    if len(x) <= _MLP_ROWS:
+        yield hidden, x
+    else:
+        yield from zip(hidden.split(_MLP_ROWS), x.split(_MLP_ROWS), strict=True)
+
+
+def _gated(layer: _Layer, x: Tensor) -> Tensor:
+    """x [n, hidden_size], normalised -> what the down projection reads."""
     gate, up = _project(x, layer.gate_up, 2)
-    return linear(layer.activation(gate).mul_(up), layer.down[0])
+    return layer.activation(gate).mul_(up)
 
 
 def _rms_norm(x: Tensor, norm: Norm) -> Tensor:
@@ -188,8 +208,8 @@ def _rms_norm(x: Tensor, norm: Norm) -> Tensor:
 
 def _rms_norm_of_one(x: Tensor, norm: Norm) -> Tensor:
     """One row: torch's own calls eight operations for it, and a token has two a layer."""
-    length = torch.linalg.vector_norm(x)
-    mean_square = torch.addcmul(_constant(norm.eps), length, length, value=1 / x.numel())
+    row = x.view(-1)
+    mean_square = torch.add(_constant(norm.eps), torch.dot(row, row), alpha=1 / len(row))
     return torch.mul(x, norm.weight).mul_(mean_square.rsqrt_())
 
 
@@ -209,16 +229,19 @@ def _project(
     return y.chunk(split, dim=-1) if isinstance(split, int) else y.split(split, dim=-1)
 
 
-def _packed_layer(layer: LayerWeights, format: LeanFormat, group: int) -> _Layer:
+def _packed_layer(
+    layer: LayerWeights, format: LeanFormat, group: int, between: torch.dtype
+) -> _Layer:
+    """between: the number format of what lies between the products"""
     return _Layer(
         qkv=_packed(layer.qkv, format, group),
         out=_packed((layer.out,), format, group),
         gate_up=_packed(layer.gate_up, format, group),
         down=_packed((layer.down,), format, group),
-        attention_norm=layer.attention_norm,
-        mlp_norm=layer.mlp_norm,
-        q_norm=layer.q_norm,
-        k_norm=layer.k_norm,
+        attention_norm=layer.attention_norm.to(between),
+        mlp_norm=layer.mlp_norm.to(between),
+        q_norm=None if layer.q_norm is None else layer.q_norm.to(between),
+        k_norm=None if layer.k_norm is None else layer.k_norm.to(between),
         activation=layer.activation,
         scale=layer.scale,
     )

@@ -98,14 +98,22 @@ def pack(q: Tensor, n_kv_heads: int) -> Tensor:
 
 
 def turned_together(
-    rotary: Rotary, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor
+    rotary: Rotary,
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Queries [n_q_heads, n, d] and keys [n_kv_heads, n, d] of the same tokens, rotated in one go.
+    """Queries [n_q_heads, n, d] and keys [n_kv_heads, n, d] of the same few tokens, rotated in one
+    go.
 
-    cos, sin  [n_kv_heads, 1, n, rotary_dim / 2]
+    cos, sin  [n_kv_heads, 1, n, rotary_dim], as `rotary.turn` takes them
+    dtype     of what is returned; None: as the queries
     """
     grouped = q.reshape(len(k), -1, *q.shape[1:])
-    turned = rotary.apply(torch.cat([grouped, k[:, None]], dim=1), cos, sin)
+    joined = torch.cat([grouped, k[:, None]], dim=1)
+    turned = rotary.turn(joined, cos, sin).to(dtype or q.dtype)
     return turned[:, :-1].reshape(q.shape), turned[:, -1]
 
 

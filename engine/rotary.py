@@ -34,6 +34,22 @@ class Rotary:
         angles = positions[..., None].to(torch.float32) * inv_freq
         return angles.cos().mul_(self.scaling), angles.sin_().mul_(self.scaling)
 
+    def turns(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """As `cos_sin`, as `turn` takes them: each [..., n, rotary_dim]."""
+        cos, sin = self.cos_sin(positions)
+        return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+    def turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotate few rows x [..., n, head_dim] by `turns`, broadcastable to them, in few
+        operations; x's shape, in fp32.
+        """
+        x = x.to(torch.float32)
+        if self.rotary_dim < x.shape[-1]:
+            still = x[..., self.rotary_dim :]
+            return torch.cat([self.turn(x[..., : self.rotary_dim], cos, sin), still], dim=-1)
+        swapped = x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+        return (x * cos).addcmul_(swapped, sin)
+
     def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
         """x [..., n, head_dim] at positions broadcastable to [..., n]; returns x's shape and dtype.
 

@@ -46,7 +46,7 @@ class CacheView:
         self._readable = readable
         self._tail_k: list[Tensor | None] = [None] * len(readable)
         self._tail_v: list[Tensor | None] = [None] * len(readable)
-        self._turned: tuple[tuple[int, int], Tensor, Tensor] | None = None
+        self._turned: tuple[tuple[int, int], list[tuple[Tensor, Tensor]]] | None = None
 
     @property
     def n_tail(self) -> int:
@@ -94,12 +94,16 @@ class CacheView:
         """Store protocol; a view has no use for it."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """Store protocol: document entries, then the tail so far, then causally the new tokens."""
-        geometry = self.cache.geometry
-        entries = self._readable[layer]
+        """Store protocol: document entries, then the tail so far, then causally the new tokens.
+
+        Whatever the queries' number format, entries and tail are in the cache's.
+        """
+        geometry, dtype = self.cache.geometry, self.cache.compute_dtype
+        entries, given = self._readable[layer], q.dtype
         past_k, past_v = self._tail_k[layer], self._tail_v[layer]
         n_past = 0 if past_k is None else past_k.shape[1]
         q, k = self._rotate(layer, q, k, n_past)
+        v = v.to(dtype)
         if past_k is not None and past_v is not None:
             tail_k, tail_v = torch.cat([past_k, k], dim=1), torch.cat([past_v, v], dim=1)
         else:
@@ -112,21 +116,22 @@ class CacheView:
             past = None if past_k is None or past_v is None or not n_past else (past_k, past_v)
             own = attend_within(q, k, v, scale, geometry.n_kv_heads)
             parts = [entries.attend(packed, scale, past), own]
-        return merged(parts).reshape(q.shape)
+        return merged(parts).reshape(q.shape).to(given)
 
     def _rotate(self, layer: int, q: Tensor, k: Tensor, n_past: int) -> tuple[Tensor, Tensor]:
         """Turn new queries and keys to their positions, in one go: they stand at the same ones."""
-        cos, sin = self._turns(n_past, k.shape[1])
-        return turned_together(self.cache.rotary, q, k, cos[layer], sin[layer])
+        cos, sin = self._turns(n_past, k.shape[1])[layer]
+        return turned_together(self.cache.rotary, q, k, cos, sin, self.cache.compute_dtype)
 
-    def _turns(self, n_past: int, n: int) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of n tokens after n_past, of all layers, computed once for a forward.
+    def _turns(self, n_past: int, n: int) -> list[tuple[Tensor, Tensor]]:
+        """What turns n tokens after n_past, of each layer, computed once for a forward.
 
-        Each [n_layers, n_kv_heads, 1, n, rotary_dim / 2].
+        Each [n_kv_heads, 1, n, rotary_dim].
         """
         if self._turned is None or self._turned[0] != (n_past, n):
             starts = torch.stack([entries.start for entries in self._readable])
             positions = starts + torch.arange(n_past, n_past + n, device=starts.device)
-            cos, sin = self.cache.rotary.cos_sin(positions[:, :, None])
-            self._turned = ((n_past, n), cos, sin)
-        return self._turned[1:]
+            cos, sin = self.cache.rotary.turns(positions[:, :, None])
+            pairs = list(zip(cos.unbind(), sin.unbind(), strict=True))
+            self._turned = ((n_past, n), pairs)
+        return self._turned[1]

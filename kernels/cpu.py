@@ -62,24 +62,24 @@ def _over_parts(
     q: Tensor, entries: TurnedEntries, scale: float, tail: Tail | None
 ) -> tuple[Tensor, Tensor]:
     """All parts of all heads at once, then joined a head."""
-    mask = entries.unseen.expand(-1, -1, q.shape[1], -1)
-    found = [_fused(q, *entries.rest, scale, mask)]
+    # One batch, as the operator takes it: [1, n_parts, rows, head_dim].
+    mask, queries = entries.unseen.expand(-1, -1, q.shape[1], -1), q[None]
+    found = [_flash(queries, *entries.rests, scale, mask)]
     if len(entries.head_of):
-        queries = q.index_select(0, entries.head_of)
-        found.insert(0, _fused(queries, *entries.whole, scale))
+        found.insert(0, _flash(queries.index_select(1, entries.head_of), *entries.wholes, scale))
     if tail is not None:
-        found.append(_fused(q, *tail, scale))
+        found.append(_flash(queries, tail[0][None], tail[1][None], scale))
     if len(found) == 1:
-        return found[0]
-    outs, sums = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return found[0][0][0], found[0][1][0]
+    outs, sums = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
     # [n_heads, n_parts, rows]; of another head's parts nothing counts.
-    logits = sums + entries.foreign[:, : len(sums)]
+    logits = sums + entries.foreign[:, : sums.shape[1]]
     shares = logits.softmax(1)
     # The largest share is exp(its logit - log-sum-exp), and never too small to take its logarithm.
     lse = logits.amax(1) - shares.amax(1).log()
     weights = shares.sum(0)
-    weighed = (outs if outs.dtype == torch.float32 else outs.float()).mul_(weights[..., None])
-    joined = torch.mm(entries.belongs[:, : len(sums)], weighed.flatten(1)).view(q.shape)
+    weighed = outs[0].to(torch.float32).mul_(weights[..., None])
+    joined = torch.mm(entries.belongs[:, : len(weights)], weighed.flatten(1)).view(q.shape)
     return joined.to(q.dtype), lse
 
 
@@ -98,7 +98,15 @@ def attend_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor
 def _fused(
     q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        q[None], k[None], v[None], 0.0, False, attn_mask=mask, scale=scale
-    )
+    out, lse = _flash(q[None], k[None], v[None], scale, mask)
     return out[0], lse[0].float()
+
+
+def _flash(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """aten's kernel: [1, n_heads, n, head_dim] -> output and log-sum-exp [1, n_heads, n]."""
+    found: tuple[Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q, k, v, 0.0, False, attn_mask=mask, scale=scale
+    )
+    return found

@@ -93,6 +93,7 @@ def pack(
         packed, scales = int8_codes(weight)
         if integer.served():
             packed, scales = integer.pack_codes(packed, scales), None
+            bias = None if bias is None else bias.float()
     elif chosen == "int4":
         codes, scales = int4_codes(weight, group)
         packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
@@ -108,15 +109,32 @@ def pack(
     return PackedLinear(chosen, reason, n_out, n_in, packed, scales, bias, group, nbytes)
 
 
-def linear(x: Tensor, packed: PackedLinear) -> Tensor:
-    """x [n, in], fp32 or bf16 -> [n, out] in x's dtype, bias added."""
+def linear(x: Tensor, packed: PackedLinear, onto: Tensor | None = None) -> Tensor:
+    """x [n, in], fp32 or bf16 -> [n, out] in x's dtype, bias added.
+
+    onto  [n, out] in x's dtype, changed: the result is added to it, and it is returned
+    """
+    if packed.format == "int8" and not isinstance(packed.weight, Tensor):
+        if x.dtype == torch.float32:
+            return integer.product(x, packed.weight, bias=packed.bias, onto=onto)
+        y = integer.product(x.float(), packed.weight, bias=packed.bias).to(x.dtype)
+    else:
+        y = _linear(x, packed)
+    return y if onto is None else onto.add_(y)
+
+
+def _linear(x: Tensor, packed: PackedLinear) -> Tensor:
     if packed.format == "plain":
+        if x.dtype != packed.weight.dtype:
+            return _linear(x.to(packed.weight.dtype), packed).to(x.dtype)
         if len(x) == 1 and x.dtype == torch.float32 and x.device.type == "cpu":
             return _one_row(x, packed)
         return functional.linear(x, packed.weight, packed.bias)
     if packed.format == "fp16":
-        y: Tensor = torch.ops.quantized.linear_dynamic_fp16(x.float(), packed.weight)
-        return y.to(x.dtype)
+        if x.dtype != torch.float32:
+            return _linear(x.float(), packed).to(x.dtype)
+        y: Tensor = torch.ops.quantized.linear_dynamic_fp16(x, packed.weight)
+        return y
     if packed.format == "nf4":
         import bitsandbytes
 
@@ -124,9 +142,6 @@ def linear(x: Tensor, packed: PackedLinear) -> Tensor:
             x, packed.weight.t(), quant_state=packed.scales, bias=packed.bias
         )
         return found
-    if packed.format == "int8" and not isinstance(packed.weight, Tensor):
-        y = integer.product(x.float(), packed.weight)
-        return (y if packed.bias is None else y.add_(packed.bias)).to(x.dtype)
     narrow = x.to(torch.bfloat16).contiguous()
     if packed.format == "int8":
         y = torch.ops.aten._weight_int8pack_mm(narrow, packed.weight, packed.scales)

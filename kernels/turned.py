@@ -89,6 +89,16 @@ class TurnedEntries:
             yield self.whole[0][parts].flatten(0, 1), self.whole[1][parts].flatten(0, 1)
         yield self.rest[0][head, :left], self.rest[1][head, :left]
 
+    @functools.cached_property
+    def wholes(self) -> Tail:
+        """`whole` as one batch: [1, n_parts, part_rows, head_dim]."""
+        return self.whole[0][None], self.whole[1][None]
+
+    @functools.cached_property
+    def rests(self) -> Tail:
+        """`rest` as one batch: [1, n_heads, n_rest, head_dim]."""
+        return self.rest[0][None], self.rest[1][None]
+
     def keys(self, head: int) -> Tensor:
         """A head's keys, copied together: [length, head_dim]."""
         return torch.cat([keys for keys, _ in self.pieces(head)])

@@ -68,6 +68,23 @@ def test_one_activation_a_thousand_times_the_others() -> None:
     assert float(error) < 0.05
 
 
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("x", [torch.linspace(-3, 2, 64)[None], torch.zeros(1, 64)])
+def test_a_bias_and_what_is_there_come_on_top(x: torch.Tensor, biased: bool, added: bool) -> None:
+    """For a row, and for one of zeros, which has no step of its own."""
+    codes, scales = codes_and_scales(32, 64)
+    packed = integer.pack_codes(codes, scales)
+    bias = torch.randn(32, generator=torch.Generator().manual_seed(3)) if biased else None
+    before = torch.randn(1, 32, generator=torch.Generator().manual_seed(4))
+    place = before.clone() if added else None
+    found = integer.product(x, packed, bias=bias, onto=place)
+    assert place is None or found is place
+    expected = exact(x, codes, scales) + (0 if bias is None else bias)
+    expected += before if added else 0
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=0.5)
+
+
 def test_rows_do_not_share_a_scale() -> None:
     codes, scales = codes_and_scales(32, 64)
     packed = integer.pack_codes(codes, scales)

@@ -75,6 +75,31 @@ def test_bf16_activations_give_bf16_results(chosen: Format) -> None:
     assert relative(found.float(), expected) < 1e-2
 
 
+@pytest.mark.parametrize("chosen", FORMATS)
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_result_can_be_added_to_what_is_there(
+    chosen: Format, n: int, biased: bool, dtype: torch.dtype
+) -> None:
+    skip_without_operator(chosen)
+    weight, x = some(48, 64).to(dtype), some(n, 64, seed=1).to(dtype)
+    packed = pack(weight, chosen, bias=some(48, seed=2).to(dtype) if biased else None)
+    before = 5 * some(n, 48, seed=3).to(dtype)
+    place = before.clone()
+    assert linear(x, packed, onto=place) is place and place.dtype == dtype
+    torch.testing.assert_close(place, before + linear(x, packed), atol=1e-4, rtol=1e-2)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_weights_in_bf16_take_activations_in_fp32(n: int) -> None:
+    """A matrix that could not be packed stays as it is among others that compute in fp32."""
+    weight, x = some(48, 64).bfloat16(), some(n, 64, seed=1)
+    found = linear(x, pack(weight, "plain"))
+    assert found.dtype == torch.float32
+    assert relative(found, x @ weight.float().T) < 1e-2
+
+
 def test_int8_errs_by_half_a_step_at_most() -> None:
     weight = some(70, 64) * torch.logspace(-4, 3, 70)[:, None]
     step = weight.abs().amax(1, keepdim=True) / 127

@@ -96,8 +96,8 @@ def test_few_queries_take_one_call_for_the_whole_parts_and_one_for_the_rests(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls = []
-    fused = cpu._fused
-    monkeypatch.setattr(cpu, "_fused", lambda q, *a: calls.append(len(q)) or fused(q, *a))
+    flash = cpu._flash
+    monkeypatch.setattr(cpu, "_flash", lambda q, *a: calls.append(q.shape[1]) or flash(q, *a))
     _, entries = laid((4000, 7, 2100), 64, torch.float32)
     kernels.attend_turned(torch.randn(3, 7, 64), entries, 0.3)
     assert sorted(calls) == [3, len(entries.head_of)]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine import layer_weights, lean
 from engine.attention import prepare
@@ -119,6 +120,48 @@ def test_packed_as_fp16_is_nearer_than_int8_and_int8_than_int4() -> None:
         for f in ("same", "fp16", "int8", "int4")
     ]
     assert errors == sorted(errors) and errors[3] > 3 * errors[2] > 9 * errors[1]
+
+
+class Kinds(TorchDispatchMode):
+    """Counts the operations of a pass, and those that change numbers to another format."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n = self.n_casts = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        found = func(*args, **(kwargs or {}))
+        self.n += 1
+        if func is torch.ops.aten._to_copy.default:
+            self.n_casts += found.dtype != args[0].dtype
+        return found
+
+
+@pytest.mark.parametrize("family", SERVED_FAMILIES)
+@pytest.mark.parametrize("format", ["fp16", "int8"])
+def test_a_model_in_bf16_computes_in_fp32_between_packed_products(family: str, format: Any) -> None:
+    """What a token takes beside its weights is small operations, and casts were a third of them."""
+    model = filled(family, **WIDE)
+    model.model.bfloat16()
+    model = TinyModel(model.model, model.geometry, model.rotary, compute_dtype=torch.bfloat16)
+    cache = cache_of(model)
+    assert cache.compute_dtype == torch.bfloat16
+    exact = filled(family, **WIDE)
+    with torch.no_grad():
+        for mine, theirs in zip(exact.model.parameters(), model.model.parameters(), strict=True):
+            mine.copy_(theirs)
+    decoder = LeanDecoder(model, format)
+    expected = steps(LeanDecoder(exact, format).forward, cache.view())
+    view = cache.view()
+    found = steps(decoder.forward, view)
+    assert view._tail_k[0] is not None and view._tail_k[0].dtype == torch.bfloat16
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    with Kinds() as seen:
+        decoder.forward(view, [3])
+    assert seen.n_casts <= 2 + 5 * model.geometry.n_layers
 
 
 @pytest.mark.parametrize("family", SERVED_FAMILIES)

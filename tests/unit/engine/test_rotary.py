@@ -64,6 +64,19 @@ def test_one_position_serves_all_rows() -> None:
     )
 
 
+@pytest.mark.parametrize("still", [0, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n", [1, 5])
+def test_few_rows_are_turned_by_the_formula(n: int, dtype: torch.dtype, still: int) -> None:
+    x = torch.randn(2, 3, n, DIM + still).to(dtype)
+    places = torch.randint(0, 1000, (2, 1, n))
+    found = ROTARY.turn(x, *ROTARY.turns(places))
+    assert found.dtype == torch.float32
+    expected = by_formula(x[..., :DIM], places.expand(2, 3, n)).float()
+    torch.testing.assert_close(found[..., :DIM], expected, rtol=1e-4, atol=1e-3)
+    assert torch.equal(found[..., DIM:], x[..., DIM:].float())
+
+
 def test_no_long_head_is_in_fp32_at_once_while_it_is_turned() -> None:
     x = torch.randn(1, 4 * PIECE_ROWS, DIM).bfloat16()
     with LargestFloats() as seen:
