@@ -69,6 +69,12 @@ class FusedLayer:
             return None
         return functools.reduce(lambda a, b: kernels.merge(*a, *b), found)
 
+    def mix(self, packed_q: Tensor, scale: float, tail: Tail) -> Tensor:
+        """As ReadLayer.mix."""
+        found = self.attend(packed_q, scale, tail)
+        assert found is not None, "there is a tail"
+        return found[0]
+
     def heads(self) -> list[Tensor]:
         """The rotated keys of each KV head, decoded: [1, length, head_dim]."""
         return self._decoded().heads()

@@ -58,6 +58,12 @@ class ReadLayer:
             return kernels.attend_turned(packed_q, self.entries, scale, tail)
         return None if tail is None else kernels.attend(packed_q, *tail, scale)
 
+    def mix(self, packed_q: Tensor, scale: float, tail: Tail) -> Tensor:
+        """As `attend`, where nothing else is seen: the output alone, in fp32 or q's dtype."""
+        if self.entries is not None:
+            return kernels.mix_turned(packed_q, self.entries, scale, tail)
+        return kernels.attend(packed_q, *tail, scale)[0]
+
     def heads(self) -> list[Tensor]:
         """The rotated keys of each KV head, copied: [1, length, head_dim]."""
         n_heads = len(self.start)

@@ -111,12 +111,12 @@ class CacheView:
         self._tail_k[layer], self._tail_v[layer] = tail_k, tail_v
         packed = pack(q, geometry.n_kv_heads)
         if k.shape[1] == 1:  # it sees all of the tail, itself included
-            parts = [entries.attend(packed, scale, (tail_k, tail_v))]
+            out = entries.mix(packed, scale, (tail_k, tail_v))
         else:
             past = None if past_k is None or past_v is None or not n_past else (past_k, past_v)
             own = attend_within(q, k, v, scale, geometry.n_kv_heads)
-            parts = [entries.attend(packed, scale, past), own]
-        return merged(parts).reshape(q.shape).to(given)
+            out = merged([entries.attend(packed, scale, past), own])
+        return out.reshape(q.shape).to(given)
 
     def _rotate(self, layer: int, q: Tensor, k: Tensor, n_past: int) -> tuple[Tensor, Tensor]:
         """Turn new queries and keys to their positions, in one go: they stand at the same ones."""

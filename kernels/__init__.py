@@ -43,6 +43,7 @@ __all__ = [
     "key_mass",
     "locret_scores",
     "merge",
+    "mix_turned",
     "retaining_scores",
     "to_codes",
 ]
@@ -112,6 +113,12 @@ def attend_turned(
     """
     module = cpu if backend_for(q) == "cpu" else turned
     return module.attend_turned(q, entries, scale, tail)
+
+
+def mix_turned(q: Tensor, entries: TurnedEntries, scale: float, tail: Tail | None = None) -> Tensor:
+    """As `attend_turned`, where nothing is joined to it: the output alone, in fp32."""
+    module = cpu if backend_for(q) == "cpu" else turned
+    return module.mix_turned(q, entries, scale, tail)
 
 
 def attend_ragged(

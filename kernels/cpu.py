@@ -44,7 +44,11 @@ def attend_turned(
     queries keep the threads busy a head at a time, and are not worth joining.
     """
     if q.shape[1] <= FEW_ROWS:
-        return _over_parts(q, entries, scale, tail)
+        outs, logits = _parts(q, entries, scale, tail)
+        shares = logits.softmax(-1)
+        # The largest share is exp(its logit - log-sum-exp), and never too small for a logarithm.
+        lse = logits.amax(-1) - shares.amax(-1).log()
+        return _joined(outs, shares).to(q.dtype), lse
     outs, sums = torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.float32)
     for head, rows in enumerate(q.split(1)):
         found = [attend(rows, k[None], v[None], scale) for k, v in entries.pieces(head)]
@@ -58,10 +62,20 @@ def _merged(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor,
     return merge(*a, *b)
 
 
-def _over_parts(
+def mix_turned(q: Tensor, entries: TurnedEntries, scale: float, tail: Tail | None) -> Tensor:
+    """See kernels.turned.mix_turned."""
+    if q.shape[1] > FEW_ROWS:
+        return attend_turned(q, entries, scale, tail)[0].float()
+    outs, logits = _parts(q, entries, scale, tail)
+    return _joined(outs, logits.softmax(-1))
+
+
+def _parts(
     q: Tensor, entries: TurnedEntries, scale: float, tail: Tail | None
 ) -> tuple[Tensor, Tensor]:
-    """All parts of all heads at once, then joined a head."""
+    """Few queries over all parts of all heads: outputs [n_parts, rows, head_dim] and, for each
+    head, the parts' log-sum-exps [n_heads, rows, n_parts], another head's without weight.
+    """
     # One batch, as the operator takes it: [1, n_parts, rows, head_dim].
     mask, queries = entries.unseen.expand(-1, -1, q.shape[1], -1), q[None]
     found = [_flash(queries, *entries.rests, scale, mask)]
@@ -69,18 +83,15 @@ def _over_parts(
         found.insert(0, _flash(queries.index_select(1, entries.head_of), *entries.wholes, scale))
     if tail is not None:
         found.append(_flash(queries, tail[0][None], tail[1][None], scale))
-    if len(found) == 1:
-        return found[0][0][0], found[0][1][0]
     outs, sums = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
-    # [n_heads, n_parts, rows]; of another head's parts nothing counts.
-    logits = sums + entries.foreign[:, : sums.shape[1]]
-    shares = logits.softmax(1)
-    # The largest share is exp(its logit - log-sum-exp), and never too small to take its logarithm.
-    lse = logits.amax(1) - shares.amax(1).log()
-    weights = shares.sum(0)
-    weighed = outs[0].to(torch.float32).mul_(weights[..., None])
-    joined = torch.mm(entries.belongs[:, : len(weights)], weighed.flatten(1)).view(q.shape)
-    return joined.to(q.dtype), lse
+    return outs[0], sums.mT.float() + entries.foreign[..., : sums.shape[1]]
+
+
+def _joined(outs: Tensor, shares: Tensor) -> Tensor:
+    """outs [n_parts, rows, head_dim], shares [n_heads, rows, n_parts] -> [n_heads, rows, head_dim]
+    in fp32.
+    """
+    return torch.bmm(shares.transpose(0, 1), outs.transpose(0, 1).float()).transpose(0, 1)
 
 
 def attend_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:

@@ -32,9 +32,8 @@ class TurnedEntries:
     rest         keys and values [n_heads, n_rest, head_dim]: a head's last rows, then zeros
     unseen       [1, n_heads, 1, n_rest]: 0 for rows of a head, minus infinity for what fills up
     head_of      [n_parts] int64, whose a whole part is
-    belongs      [n_heads, n_parts + 2 n_heads] fp32: 1 where a part, a rest or a tail is the
-                 head's, else 0
-    foreign      its logarithm, [n_heads, n_parts + 2 n_heads, 1]
+    foreign      [n_heads, 1, n_parts + 2 n_heads] fp32: 0 where a part, a rest or a tail is the
+                 head's, else minus infinity
     """
 
     lengths: tuple[int, ...]
@@ -42,7 +41,6 @@ class TurnedEntries:
     rest: tuple[Tensor, Tensor]
     unseen: Tensor
     head_of: Tensor
-    belongs: Tensor
     foreign: Tensor
 
     @classmethod
@@ -59,7 +57,7 @@ class TurnedEntries:
         owners = torch.tensor([h for h, m in enumerate(n_whole) for _ in range(m)])
         heads = torch.arange(len(lengths))
         head_of = owners.to(torch.int64)
-        belongs = (torch.cat([head_of, heads, heads]) == heads[:, None]).float().to(device)
+        belongs = torch.cat([head_of, heads, heads]) == heads[:, None, None]
         left = torch.tensor([n - m * rows for n, m in zip(lengths, n_whole, strict=True)])
         unseen = torch.zeros(len(lengths), n_rest).masked_fill_(
             torch.arange(n_rest) >= left[:, None], float("-inf")
@@ -70,8 +68,7 @@ class TurnedEntries:
             rest,
             unseen[None, :, None].to(device, dtype),
             head_of.to(device),
-            belongs,
-            belongs.log()[..., None],
+            belongs.float().log().to(device),
         )
 
     def lay(self, head: int, keys: Tensor, values: Tensor) -> None:
@@ -139,3 +136,8 @@ def attend_turned(
         found.append(reference.attend(row, keys, values, scale))
     outs, sums = zip(*found, strict=True)
     return torch.stack(outs), torch.stack(sums)
+
+
+def mix_turned(q: Tensor, entries: TurnedEntries, scale: float, tail: Tail | None = None) -> Tensor:
+    """As `attend_turned`, where nothing is joined to it: the output alone, in fp32."""
+    return attend_turned(q, entries, scale, tail)[0].float()

@@ -122,8 +122,11 @@ def test_a_tail_follows_every_head(
     ]
     for backend in ("cpu", "reference"):
         with kernels.force(backend):
-            found = kernels.attend_turned(q, entries, 0.3, (tail[0], tail[1]))
-        check_each_head(found, q, longer, 0.3, tolerance)
+            out, lse = kernels.attend_turned(q, entries, 0.3, (tail[0], tail[1]))
+            alone = kernels.mix_turned(q, entries, 0.3, (tail[0], tail[1]))
+        check_each_head((out, lse), q, longer, 0.3, tolerance)
+        assert alone.dtype == torch.float32
+        check_each_head((alone.to(dtype), lse), q, longer, 0.3, tolerance)
 
 
 def test_the_reference_says_the_same() -> None:
