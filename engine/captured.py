@@ -232,13 +232,15 @@ class _StepStore:
             self._turns = self.rotary.turns(positions[:, :, None])
         assert self._turns is not None
         cos, sin = self._turns
-        q, k = turned_together(self.rotary, q, k, cos[layer], sin[layer])
         keys, values = self._keys[layer], self._values[layer]
+        given = q.dtype
+        q, k = turned_together(self.rotary, q, k, cos[layer], sin[layer], keys.dtype)
         keys.index_copy_(1, self._place, k)
-        values.index_copy_(1, self._place, v)
+        values.index_copy_(1, self._place, v.to(values.dtype))
         packed = pack(q, len(keys))
         own = kernels.attend_up_to(packed, keys, values, self._place, scale)
-        return merged([self._entries[layer].attend(packed, scale), own]).reshape(q.shape)
+        out = merged([self._entries[layer].attend(packed, scale), own])
+        return out.reshape(q.shape).to(given)
 
 
 def _why(error: RuntimeError) -> str:

@@ -11,7 +11,7 @@ import functools
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -33,7 +33,6 @@ FORMATS: tuple[LeanFormat, ...] = ("same", "fp16", "int8", "int4", "nf4")
 CPU_FORMATS = ("fp16", "int8", "int4")
 _CHUNK_TOKENS = 512
 _MLP_ROWS = 256  # as fast as 1,024 at once (heads/LOG.md), in a quarter of the memory
-_IN_FP32 = ("fp16", "int8")
 _HEAD_FORMATS: dict[LeanFormat, LeanFormat] = {"int4": "int8", "nf4": "same"}
 
 
@@ -55,6 +54,16 @@ class _Layer:
     @property
     def packed(self) -> tuple[PackedLinear, ...]:
         return (*self.qkv, *self.out, *self.gate_up, *self.down)
+
+    def between(self, dtype: torch.dtype) -> _Layer:
+        """The same where what lies between the products is in another number format."""
+        return replace(
+            self,
+            attention_norm=self.attention_norm.to(dtype),
+            mlp_norm=self.mlp_norm.to(dtype),
+            q_norm=None if self.q_norm is None else self.q_norm.to(dtype),
+            k_norm=None if self.k_norm is None else self.k_norm.to(dtype),
+        )
 
 
 class LeanDecoder:
@@ -90,17 +99,16 @@ class LeanDecoder:
         self._head_dim = geometry.head_dim
         self._qkv_heads = (geometry.n_q_heads, geometry.n_kv_heads, geometry.n_kv_heads)
         self._embedding = weights.embedding
-        # Products with packed weights take fp32 and return it: what lies between stays in it.
-        self._between = torch.float32 if format in _IN_FP32 else weights.embedding.dtype
-        self._norm = weights.norm.to(self._between)
         with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as workers:
             head = workers.submit(_packed, (weights.head,), head_format, group)  # the longest
-            layers = [
-                workers.submit(_packed_layer, layer, format, group, self._between)
-                for layer in weights.layers
-            ]
-            self._layers = [layer.result() for layer in layers]
+            packing = [workers.submit(_packed_layer, x, format, group) for x in weights.layers]
+            layers = [layer.result() for layer in packing]
             self._head = head.result()
+        # Where products take fp32 and return it, what lies between them stays in it.
+        in_fp32 = all(part.in_fp32 for layer in layers for part in layer.packed)
+        self._between = torch.float32 if in_fp32 else weights.embedding.dtype
+        self._layers = [layer.between(self._between) for layer in layers]
+        self._norm = weights.norm.to(self._between)
         self.build_s = time.perf_counter() - started
 
     @property
@@ -129,7 +137,7 @@ class LeanDecoder:
     @torch.inference_mode()
     def hidden(self, store: Store, token_ids: Sequence[int] | Tensor) -> Tensor:
         """Append tokens to a store; the last layer's output [n, hidden_size], before the norm, in
-        fp32 where weights are packed in fp16 or int8, else in the model's own format.
+        fp32 where the layers' products compute in it, else in the model's own format.
 
         More than 512 tokens go through the layers in pieces. `store` is a CacheView, or anything
         that attends for a row of tokens.
@@ -229,19 +237,16 @@ def _project(
     return y.chunk(split, dim=-1) if isinstance(split, int) else y.split(split, dim=-1)
 
 
-def _packed_layer(
-    layer: LayerWeights, format: LeanFormat, group: int, between: torch.dtype
-) -> _Layer:
-    """between: the number format of what lies between the products"""
+def _packed_layer(layer: LayerWeights, format: LeanFormat, group: int) -> _Layer:
     return _Layer(
         qkv=_packed(layer.qkv, format, group),
         out=_packed((layer.out,), format, group),
         gate_up=_packed(layer.gate_up, format, group),
         down=_packed((layer.down,), format, group),
-        attention_norm=layer.attention_norm.to(between),
-        mlp_norm=layer.mlp_norm.to(between),
-        q_norm=None if layer.q_norm is None else layer.q_norm.to(between),
-        k_norm=None if layer.k_norm is None else layer.k_norm.to(between),
+        attention_norm=layer.attention_norm,
+        mlp_norm=layer.mlp_norm,
+        q_norm=layer.q_norm,
+        k_norm=layer.k_norm,
         activation=layer.activation,
         scale=layer.scale,
     )

@@ -109,17 +109,16 @@ def turned_together(
     k: Tensor,
     cos: Tensor,
     sin: Tensor,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """Queries [n_q_heads, n, d] and keys [n_kv_heads, n, d] of the same few tokens, rotated in one
-    go.
+    """Queries [n_q_heads, n, d] and keys [n_kv_heads, n, d] of the same tokens, rotated in one go.
 
     cos, sin  [n_kv_heads, 1, n, rotary_dim], as `rotary.turn` takes them
-    dtype     of what is returned; None: as the queries
+    dtype     of what is returned
     """
     grouped = q.reshape(len(k), -1, *q.shape[1:])
     joined = torch.cat([grouped, k[:, None]], dim=1)
-    turned = rotary.turn(joined, cos, sin).to(dtype or q.dtype)
+    turned = rotary.turn(joined, cos, sin, dtype)
     return turned[:, :-1].reshape(q.shape), turned[:, -1]
 
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from engine.memory import PIECE_ROWS
 
+TURNED_AT_ONCE = 512  # rows
+
 
 class Rotary:
     """Rotates by the model's own frequencies (RoPE, arXiv 2104.09864, half-split layout).
@@ -39,14 +41,30 @@ class Rotary:
         cos, sin = self.cos_sin(positions)
         return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
-    def turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Rotate few rows x [..., n, head_dim] by `turns`, broadcastable to them, in few
-        operations; x's shape, in fp32.
+    def turn(
+        self, x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Rotate x [..., n, head_dim] by `turns`, broadcastable to its rows, in few operations.
+
+        Returns x's shape in the given dtype. It is for few rows: more than TURNED_AT_ONCE go in
+        pieces, as the rotation itself is computed in fp32.
         """
-        x = x.to(torch.float32)
+        n = x.shape[-2]
+        if n <= TURNED_AT_ONCE:
+            return self._turned(x.to(torch.float32), cos, sin).to(dtype)
+        turned = torch.empty_like(x, dtype=dtype)
+        for first in range(0, n, TURNED_AT_ONCE):
+            rows = slice(first, first + TURNED_AT_ONCE)
+            piece = x[..., rows, :].to(torch.float32)
+            turns = (t if t.shape[-2] == 1 else t[..., rows, :] for t in (cos, sin))
+            turned[..., rows, :] = self._turned(piece, *turns)
+        return turned
+
+    def _turned(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x in fp32."""
         if self.rotary_dim < x.shape[-1]:
             still = x[..., self.rotary_dim :]
-            return torch.cat([self.turn(x[..., : self.rotary_dim], cos, sin), still], dim=-1)
+            return torch.cat([self._turned(x[..., : self.rotary_dim], cos, sin), still], dim=-1)
         swapped = x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
         return (x * cos).addcmul_(swapped, sin)
 
@@ -63,15 +81,6 @@ class Rotary:
         return self._in_pieces(
             x, lambda rows: (cos[positions[..., rows]], sin[positions[..., rows]])
         )
-
-    def apply(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Rotate x [..., n, head_dim] by cosine and sine, broadcastable to its rows' halves."""
-        if x.shape[-2] <= PIECE_ROWS:
-            turned = torch.empty_like(x)
-            self._turn(x, cos, sin, turned)
-            return turned
-        cos, sin = (part.expand(*x.shape[:-1], part.shape[-1]) for part in (cos, sin))
-        return self._in_pieces(x, lambda rows: (cos[..., rows, :], sin[..., rows, :]))
 
     def _in_pieces(self, x: Tensor, turns: Callable[[slice], tuple[Tensor, Tensor]]) -> Tensor:
         """x rotated, PIECE_ROWS of its rows at a time, by the cosine and sine of these rows."""

@@ -44,6 +44,9 @@ def attend_turned(
     queries keep the threads busy a head at a time, and are not worth joining.
     """
     if q.shape[1] <= FEW_ROWS:
+        if tail is None and not len(entries.head_of):  # a part for each head: nothing to join
+            out, lse = _rests(q[None], entries, scale)
+            return out[0], lse[0].float()
         outs, logits = _parts(q, entries, scale, tail)
         shares = logits.softmax(-1)
         # The largest share is exp(its logit - log-sum-exp), and never too small for a logarithm.
@@ -76,15 +79,19 @@ def _parts(
     """Few queries over all parts of all heads: outputs [n_parts, rows, head_dim] and, for each
     head, the parts' log-sum-exps [n_heads, rows, n_parts], another head's without weight.
     """
-    # One batch, as the operator takes it: [1, n_parts, rows, head_dim].
-    mask, queries = entries.unseen.expand(-1, -1, q.shape[1], -1), q[None]
-    found = [_flash(queries, *entries.rests, scale, mask)]
+    queries = q[None]  # one batch, as the operator takes it: [1, n_parts, rows, head_dim]
+    found = [_rests(queries, entries, scale)]
     if len(entries.head_of):
         found.insert(0, _flash(queries.index_select(1, entries.head_of), *entries.wholes, scale))
     if tail is not None:
         found.append(_flash(queries, tail[0][None], tail[1][None], scale))
     outs, sums = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
     return outs[0], sums.mT.float() + entries.foreign[..., : sums.shape[1]]
+
+
+def _rests(queries: Tensor, entries: TurnedEntries, scale: float) -> tuple[Tensor, Tensor]:
+    mask = entries.unseen.expand(-1, -1, queries.shape[2], -1)
+    return _flash(queries, *entries.rests, scale, mask)
 
 
 def _joined(outs: Tensor, shares: Tensor) -> Tensor:
@@ -106,10 +113,8 @@ def attend_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor
     return out.flatten(0, 1), lse.flatten(0, 1).float()
 
 
-def _fused(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    out, lse = _flash(q[None], k[None], v[None], scale, mask)
+def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    out, lse = _flash(q[None], k[None], v[None], scale)
     return out[0], lse[0].float()
 
 

@@ -69,6 +69,13 @@ class PackedLinear:
     group: int
     nbytes: int
 
+    @property
+    def in_fp32(self) -> bool:
+        """Whether products take activations in fp32 and return it, whatever the weight was in."""
+        return self.format == "fp16" or (
+            self.format == "int8" and not isinstance(self.weight, Tensor)
+        )
+
 
 def pack(
     weight: Tensor, wanted: Format, *, bias: Tensor | None = None, group: int = 32

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -95,6 +95,12 @@ def filled(family: str, **changes: Any) -> TinyModel:
             if parameter.dim() == 1:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
     return ready(stock)
+
+
+def in_bf16(model: TinyModel) -> TinyModel:
+    """The same model, which is changed, loaded and computing in bf16."""
+    model.model.bfloat16()
+    return replace(model, compute_dtype=torch.bfloat16)
 
 
 def cache_of(model: TinyModel, n: int = 40) -> DocCache:

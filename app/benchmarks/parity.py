@@ -107,17 +107,23 @@ def _kernels(model: LoadedModel) -> float:
     ):
         pairs.append((getattr(kernels, name)(*given), getattr(reference, name)(*given)))
     pairs.append(_turned(many[:, :7], long_k, long_v, scale))
+    pairs.append(_turned(many[:, :7], long_k, long_v, scale, (k[:, :5], v[:, :5])))
     return _worst([difference(a, b) for f, p in pairs for a, b in zip(f, p, strict=True)])
 
 
 def _turned(
-    q: Tensor, k: Tensor, v: Tensor, scale: float
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Few queries over heads of uneven length that lie in parts, fast and plain."""
+    q: Tensor, k: Tensor, v: Tensor, scale: float, tail: kernels.Tail | None = None
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Few queries over heads of uneven length that lie in parts, fast and plain; with a tail as a
+    token of an answer has one, the output alone.
+    """
     lengths = [k.shape[1], 37, 1]
     entries = kernels.TurnedEntries.room(lengths, k.shape[2], k.dtype, k.device)
     for head, n in enumerate(lengths):
         entries.lay(head, k[head, :n], v[head, :n])
+    if tail is not None:
+        given = q, entries, scale, tail
+        return (kernels.mix_turned(*given),), (turned.mix_turned(*given),)
     return kernels.attend_turned(q, entries, scale), turned.attend_turned(q, entries, scale)
 
 

@@ -64,10 +64,10 @@ class ExpectedAttentionScorer(Scorer):
 
 def mean_rotation(rotary: Rotary, positions: Tensor, head_dim: int) -> Tensor:
     """Average of the rotation matrices at `positions`: [head_dim, head_dim] fp32."""
-    cos, sin = rotary.cos_sin(positions)
+    cos, sin = rotary.turns(positions)
     identity = torch.eye(head_dim, device=positions.device)
     # Rotating the rows of the identity gives the transposed matrix.
-    return rotary.apply(identity, cos.mean(0), sin.mean(0)).T
+    return rotary.turn(identity, cos.mean(0), sin.mean(0)).T
 
 
 class QueryStatisticsScorer(Scorer):

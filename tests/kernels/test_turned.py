@@ -92,6 +92,16 @@ def test_what_fills_up_is_not_seen() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+def test_a_head_that_is_no_number_leaves_the_others_alone() -> None:
+    """Where there is nothing to join, as in the first prompt on a short text."""
+    heads, entries = laid((300, 20), 64, torch.float32)
+    heads[0][1][7] = float("nan")
+    entries.lay(0, *heads[0])
+    out, lse = kernels.attend_turned(torch.randn(2, 7, 64), entries, 0.3)
+    assert bool(out[0].isnan().any())
+    assert bool(torch.isfinite(out[1]).all()) and bool(torch.isfinite(lse).all())
+
+
 def test_few_queries_take_one_call_for_the_whole_parts_and_one_for_the_rests(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -28,7 +28,7 @@ from engine.prefill import PrefillConfig, prefill
 from engine.quantisation import QuantConfig
 from engine.scorers.keydiff import KeyDiffScorer
 from engine.speculation import Drafter
-from tests.fakes import cache_of, filled, tiny_model, tokens
+from tests.fakes import cache_of, filled, in_bf16, tiny_model, tokens
 
 ASKS_THE_DEVICE = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero"}
 
@@ -68,6 +68,16 @@ def decoders(model: Any) -> tuple[LeanDecoder, CapturedDecoder]:
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-4)
+
+
+def test_a_model_in_bf16_is_played_too() -> None:
+    model = in_bf16(filled("llama"))
+    lean, player = decoders(model)
+    cache = cache_of(model)
+    mine, theirs = cache.view(), cache.view()
+    for token in tokens(5, seed=2):
+        found, expected = player.forward(mine, [token]), lean.forward(theirs, [token])
+        assert float((found - expected).norm() / expected.norm()) < 0.02
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "phi3"])

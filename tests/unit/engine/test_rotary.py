@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.memory import PIECE_ROWS
-from engine.rotary import Rotary
+from engine.rotary import TURNED_AT_ONCE, Rotary
 from engine.rows import Rows
 from kernels.quantise import frame_of, into_frame, quantise
 
@@ -66,7 +66,7 @@ def test_one_position_serves_all_rows() -> None:
 
 @pytest.mark.parametrize("still", [0, 16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("n", [1, 5])
+@pytest.mark.parametrize("n", [1, 5, 2 * TURNED_AT_ONCE + 3])
 def test_few_rows_are_turned_by_the_formula(n: int, dtype: torch.dtype, still: int) -> None:
     x = torch.randn(2, 3, n, DIM + still).to(dtype)
     places = torch.randint(0, 1000, (2, 1, n))
@@ -82,6 +82,10 @@ def test_no_long_head_is_in_fp32_at_once_while_it_is_turned() -> None:
     with LargestFloats() as seen:
         ROTARY.rotate(x, torch.arange(x.shape[1]))
     assert 0 < seen.rows <= PIECE_ROWS
+    turns = ROTARY.turns(torch.arange(x.shape[1]))
+    with LargestFloats() as seen:
+        ROTARY.turn(x, *turns, torch.bfloat16)
+    assert 0 < seen.rows <= TURNED_AT_ONCE
 
 
 def test_no_long_head_is_in_fp32_at_once_while_it_is_decoded() -> None:
