@@ -15,7 +15,8 @@ _UNFINISHED = "\ufffd"  # what a tokenizer shows for bytes whose character is no
 class Answer:
     """What a question got. ttft_s: from prompt to first token; finish: "eos", "length", "stop".
 
-    forwards  the model's passes after the prompt: fewer than new_tokens where it quoted
+    forwards   the model's passes after the prompt: fewer than new_tokens where it quoted
+    packing_s  of answer_s, until the weights that answer were packed: once for a loaded model
     """
 
     question: str
@@ -28,6 +29,7 @@ class Answer:
     reused_tokens: int
     finish: str
     answer_s: float = 0.0
+    packing_s: float = 0.0
     forwards: int = 0
     looked_back_pages: list[int] = field(default_factory=list)
 
@@ -46,6 +48,7 @@ class Answer:
             "finish": self.finish,
             "forwards": self.forwards,
             "answer_s": round(self.answer_s, 4),
+            "packing_s": round(self.packing_s, 4),
         }
 
 

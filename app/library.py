@@ -219,14 +219,28 @@ class Library:
         return matches[0] if len(matches) == 1 else None
 
     def session(self, name: str) -> SessionRecord:
-        """As `lookup`. Raises NoSuchSession."""
+        """As `lookup`. Raises NoSuchSession, which says if several begin so."""
         found = self.lookup(name)
         if found is None:
-            raise NoSuchSession(
+            raise self._no_session(name)
+        return found
+
+    def _no_session(self, name: str) -> NoSuchSession:
+        begun = [r for r in self.sessions() if r.id.startswith(name)] if name else []
+        if not begun:
+            return NoSuchSession(
                 f"There is no session {name!r} in the library.",
                 "List them with the command `sessions`.",
             )
-        return found
+        if len(begun) == 1:
+            return NoSuchSession(
+                f"{name!r} is too short a beginning of a session's id.",
+                "Type four of its characters or more.",
+            )
+        return NoSuchSession(
+            f"The ids of {len(begun)} sessions begin with {name!r}.",
+            "Type more of the id; the command `sessions` lists them.",
+        )
 
     def sessions(self) -> list[SessionRecord]:
         """All sessions, the last used first."""

@@ -144,7 +144,9 @@ _TABLE: dict[type[Exception], Message] = {
         "There is no such file.", "Check its name and folder.", EXIT_DOCUMENT
     ),
     ingest.PasswordRequired: Message(
-        "The document is protected by a password.", "Give it with --password.", EXIT_DOCUMENT
+        "The document is protected by a password.",
+        "Give the password with --password.",
+        EXIT_DOCUMENT,
     ),
     ingest.WrongPassword: Message(
         "The password does not open this document.", "Check it and try again.", EXIT_DOCUMENT

@@ -227,11 +227,17 @@ def check_fits(plan: Plan) -> None:
         )
 
 
+def _size(nbytes: int) -> str:
+    """In MiB, with a digit more where there are few."""
+    n_mib = nbytes / MIB
+    return f"{n_mib:.0f} MiB" if n_mib >= 10 else f"{n_mib:.1f} MiB"
+
+
 def cost_line(plan: Plan) -> str:
     """What a reading that begins will take, in one sentence."""
     time = "" if plan.seconds is None else f", about {_about(plan.seconds)}"
     if time and plan.guessed:
-        time += " (a guess: nothing was read here in this way yet)"
+        time += " (a guess: nothing as long was read here in this way yet)"
     left = plan.n_tokens - plan.begun_tokens
     if not plan.begun_tokens:
         what = f"To be read: {plan.n_tokens:,} tokens"
@@ -240,8 +246,8 @@ def cost_line(plan: Plan) -> str:
     else:
         what = f"To be read for the second time: {plan.n_tokens:,} tokens"
     return (
-        f"{what}, about {plan.cache_bytes / MIB:.0f} MiB kept in "
-        f"memory, {plan.disk_bytes / MIB:.0f} MiB on the disk{time}."
+        f"{what}, about {_size(plan.cache_bytes)} kept in memory and on the disk "
+        f"({_size(plan.disk_bytes)} to be free there){time}."
     )
 
 

@@ -174,6 +174,7 @@ class Reader:
         """
         started = time.perf_counter()
         decoder = self.decoder(session.model).decoder
+        packed = time.perf_counter()
         with self._sharing(session.model) as look:
             made = answer(
                 session,
@@ -188,7 +189,8 @@ class Reader:
                 history_tokens=history_tokens,
             )
         self.library.touch_session(session.record.id)
-        return replace(made, answer_s=time.perf_counter() - started)
+        ended = time.perf_counter()
+        return replace(made, answer_s=ended - started, packing_s=packed - started)
 
     def decoder(self, model: LoadedModel) -> DecoderChoice:
         """What computes the answers of a model (HeldModel.decoder)."""

@@ -118,8 +118,9 @@ class EvictionConfig:
                 raise InvalidSetting(f"{name} {getattr(self, name)} is negative.")
         if self.budget_tokens is not None and self.budget_tokens <= self.protected_tokens:
             raise InvalidSetting(
-                f"budget_tokens {self.budget_tokens} must be above {self.protected_tokens}, "
-                "the sinks plus the larger of stabilizers and locals."
+                f"A budget of {self.budget_tokens} entries is too small: "
+                f"{self.protected_tokens} at a text's beginning and end are always kept.",
+                "Choose a larger one.",
             )
         if self.allocation == "profile" and self.profile is None:
             raise InvalidSetting(

@@ -55,6 +55,13 @@ def locate(
     raise unknown(name)
 
 
+def check_name(name: str) -> None:
+    """Raise UnknownModel for a name that leads nowhere; nothing is looked up on the network."""
+    there = Path(name).expanduser().exists()
+    if find(name) is None and not there and not hub.is_hub_id(name):
+        raise unknown(name)
+
+
 def state(spec: ModelSpec, models_dir: Path) -> str:
     """What is on this machine: "ready" to load, "fetched" but not converted, or "absent"."""
     if (local := _local_folder(spec, models_dir)) is not None and hub.is_whole(local):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.errors import ScorerUnavailable
+from engine.errors import InvalidSetting, ScorerUnavailable
 from engine.scorers.accumulated import AccumulatedAttentionScorer
 from engine.scorers.key_norm import KeyNormScorer
 from engine.scorers.keydiff import KeyDiffScorer
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 TRAINED_SCORER = "retaining"
 UNTRAINED_SCORER = "keydiff"
 SHIPPED_HEADS = Path(__file__).resolve().parent / "weights"
+_TRAINED = ("retaining", "locret")
 _HEAD_SUFFIXES = (".safetensors", ".bin")
 
 _SIMPLE: dict[str, Callable[[], Scorer]] = {
@@ -78,8 +79,10 @@ def make_scorer(
     state_dir        where a user's heads lie, and where expected attention keeps a model's query
                      statistics between runs
     calibration_ids  the text it gathers them from the first time, see heads.calibration
-    Raises           ScorerUnavailable, listing the names, if there is no such scorer
+    Raises           InvalidSetting, listing the names, if there is no such scorer, and
+                     ScorerUnavailable if it is not to be had for this model
     """
+    check_scorer_name(name)
     if name in _SIMPLE:
         return _SIMPLE[name]()
     if name == "random":
@@ -88,12 +91,20 @@ def make_scorer(
         from heads.calibration import expected_attention
 
         return expected_attention(model, state_dir, calibration_ids)
-    if name in ("retaining", "locret") or is_head_file(name):
-        return _trained(name, model, state_dir)
-    names = ", ".join([*scorer_names(), "retaining", "locret"])
-    raise ScorerUnavailable(
-        f"There is no scorer '{name}'.", f"Choose one of: {names}; or name a file of heads."
-    )
+    return _trained(name, model, state_dir)
+
+
+def check_scorer_name(name: str) -> None:
+    """Raise InvalidSetting, listing the names, unless one of them is `name` or it is a file's.
+
+    Costs nothing, so that it can be refused before a document is opened and a model loaded.
+    """
+    names = [*scorer_names(), *_TRAINED]
+    if name not in names and not is_head_file(name):
+        raise InvalidSetting(
+            f"There is no scorer '{name}'.",
+            f"Choose one of: {', '.join(names)}; or name a file of heads.",
+        )
 
 
 def _trained(name: str, model: LoadedModel, state_dir: Path | None) -> Scorer:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from app.commands.arguments import filled, question, seed
 from app.commands.common import (
@@ -20,6 +21,7 @@ from app.commands.common import (
 )
 from app.commands.interrupts import StopSwitch
 from app.commands.terminal import harmless, tell
+from app.errors import NoSuchSession
 from app.settings import ReadSettings
 
 if TYPE_CHECKING:
@@ -94,6 +96,11 @@ def open_any(
         if record is not None:
             _check_as_read(record, args)
             return reader.reopen(record.id, reread=args.reread, on_progress=progress, stop=stop)
+        if _like_an_id(name):
+            raise NoSuchSession(
+                f"There is no file {name}, and no session whose id it is or alone begins so.",
+                "Check the path, or list sessions with the command `sessions`.",
+            )
     return reader.open(
         name,
         password=args.password,
@@ -102,6 +109,11 @@ def open_any(
         on_progress=progress,
         stop=stop,
     )
+
+
+def _like_an_id(name: str) -> bool:
+    """Whether a name that no file has may be meant for a session."""
+    return re.fullmatch(r"[0-9a-f]{1,64}", name) is not None
 
 
 def _known_name(model: str | None) -> str | None:
@@ -132,12 +144,20 @@ def _check_as_read(record: SessionRecord, args: argparse.Namespace) -> None:
         "--pages": (args.pages, (record.first_page, record.last_page)),
         "--password": (args.password, None),
     }
-    other = [flag for flag, (given, had) in asked.items() if given is not None and given != had]
+    other = {f: given for f, (given, had) in asked.items() if given is not None and given != had}
     if other:
+        flags = ", ".join(_as_typed(flag, given) for flag, given in other.items())
         raise InvalidSetting(
-            f"Session {record.id[:8]} was read already, and not with {', '.join(other)}.",
+            f"Session {record.id[:8]} was read already, and not with {flags}.",
             "Leave that out, or name the document's file to have it read so.",
         )
+
+
+def _as_typed(flag: str, given: Any) -> str:
+    """A flag with its value as a user types it; a password stays unsaid."""
+    if given is True or flag == "--password":
+        return flag
+    return f"{flag} {'-'.join(map(str, given)) if isinstance(given, tuple) else given}"
 
 
 def _is_there(name: str) -> bool:

@@ -120,10 +120,7 @@ def add_read_settings(parser: argparse.ArgumentParser) -> None:
 def read_settings(args: argparse.Namespace) -> ReadSettings:
     """The settings that the flags of `add_read_settings` stand for."""
     defaults = ReadSettings()
-    if args.kv_bits is not None:  # refused before a document is opened and a model loaded
-        from engine.quantisation import parse_kv_bits
-
-        parse_kv_bits(args.kv_bits)
+    _refuse_early(args)
     return ReadSettings(
         model=args.model,
         weights=args.weights,
@@ -137,6 +134,22 @@ def read_settings(args: argparse.Namespace) -> ReadSettings:
         kv_bits=args.kv_bits,
         cache_mb=args.cache_mb,
     )
+
+
+def _refuse_early(args: argparse.Namespace) -> None:
+    """Refuse what is wrong with any document and model before these are opened and loaded."""
+    if args.kv_bits is not None:
+        from engine.quantisation import parse_kv_bits
+
+        parse_kv_bits(args.kv_bits)
+    if args.scorer is not None:
+        from heads.catalog import check_scorer_name
+
+        check_scorer_name(args.scorer)
+    if args.budget:
+        from engine.eviction import EvictionConfig
+
+        EvictionConfig(budget_tokens=args.budget)
 
 
 def print_json(value: Any, *, lines: bool = False) -> None:

@@ -237,8 +237,8 @@ def _sessions(paths: DataPaths, problems: list[dict[str, str]]) -> dict[str, Any
         if record.state == SESSION_DAMAGED or missing:
             problems.append(
                 {
-                    "what": f"Session {record.id} ({record.title}) is damaged: "
-                    f"{record.problem or 'its snapshot is missing'}.",
+                    "what": f"Session {record.id} ({record.title}) cannot be opened. "
+                    f"{record.problem or 'Its snapshot is missing.'}",
                     "repair": f"Read it again: ask {record.id} --reread -q ...",
                 }
             )

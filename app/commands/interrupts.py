@@ -63,16 +63,19 @@ class StopSwitch:
         say("\nStopping after this step (Ctrl-C again to stop at once) ...")
 
     def _watch(self) -> None:
-        """End the process if the first Ctrl-C reaches nobody: handlers wait for the main thread."""
+        """End the process if the first Ctrl-C reaches nobody: handlers wait for the main thread.
+
+        Listens until the switch ends: where nobody does, Python says so at the next signal.
+        """
         from app.messages import EXIT_INTERRUPTED
 
+        rung = False
         with self._rung:
             while signals := self._rung.recv(1):
-                if signals[0] == signal.SIGINT:
-                    break
-        if not signals:
-            return
-        time.sleep(GRACE_S)
-        if not self._answered and not self._heeded:
-            say("Interrupted.")
-            os._exit(EXIT_INTERRUPTED)
+                if rung or signals[0] != signal.SIGINT:
+                    continue
+                rung = True
+                time.sleep(GRACE_S)
+                if not self._answered and not self._heeded:
+                    say("Interrupted.")
+                    os._exit(EXIT_INTERRUPTED)

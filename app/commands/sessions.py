@@ -7,7 +7,7 @@ import argparse
 from app.commands.common import add_json, opened_library, print_json
 from app.commands.terminal import tell
 from app.desk import words
-from app.records import SESSION_READY
+from app.records import SESSION_READING, SESSION_READY, SessionRecord
 
 NAME = "sessions"
 HELP = "list the documents that were read"
@@ -30,11 +30,26 @@ def run(args: argparse.Namespace) -> int:
     if not records:
         print("No document has been read yet. Try: ask FILE -q QUESTION")
     for record in records:
-        ready = record.state == SESSION_READY
-        state = "" if ready else f"  [{record.state}] {record.problem}".rstrip()
-        tell(
-            f"{record.id}  {record.title}  {record.n_tokens} tokens, "
-            f"{record.nbytes / 2**20:.1f} MiB, {words.count(record.n_questions, 'question')}, "
-            f"{record.model}{state}"
-        )
+        tell(f"{record.id}  {record.title}  {', '.join(_facts(record))}{_state(record)}")
     return 0
+
+
+def _facts(record: SessionRecord) -> list[str]:
+    """What tells sessions apart, those of one document too."""
+    pages = record.first_page, record.last_page
+    part = [] if pages == (1, record.n_pages) else ["{} {}-{}".format(record.page_kind, *pages)]
+    facts = [*part, f"{record.n_tokens} tokens"]
+    if record.state != SESSION_READING:
+        facts.append(f"{record.kept_fraction:.1%} kept")
+        facts.append(f"{record.nbytes / 2**20:.1f} MiB")
+    bits = record.settings.get("kv_bits")
+    facts += [f"--kv-bits {bits}"] if bits else []
+    return [*facts, words.count(record.n_questions, "question"), record.model]
+
+
+def _state(record: SessionRecord) -> str:
+    if record.state == SESSION_READING:
+        return "  [not read to its end: being read, or to go on with `ingest` or `ask`]"
+    if record.state == SESSION_READY:
+        return ""
+    return f"  [{record.state}] {record.problem}".rstrip()

@@ -28,11 +28,14 @@ def run(args: argparse.Namespace) -> int:
     from app.service import Reader
     from app.settings import ReadSettings
     from app.worker import Worker
+    from engine.sources import check_name
 
     def announce(text: str) -> None:
         say(text)
         worker.hear(text)
 
+    if args.model is not None:  # a desk that opens and can read nothing would be a riddle
+        check_name(args.model)
     with opened_library(args) as library:
         settings = ReadSettings(model=args.model)
         reader = Reader(library, settings, answer_weights="auto", announce=announce)

@@ -161,7 +161,7 @@ def _tell(url: str) -> None:
 
 
 def _tell_running(url: str) -> None:
-    sys.stdout.write(f"Longread is already running at {url}\n")
+    sys.stdout.write(f"Longread is already running at {url}\nOptions given now do not change it.\n")
     sys.stdout.flush()
 
 

@@ -77,6 +77,8 @@ def test_ask_prints_one_object_with_everything_promised(
         "question", "text", "citations", "looked_back_pages", "ttft_s", "decode_tok_s",
         "new_tokens",
     } <= set(first["answers"][0])  # fmt: skip
+    took = first["answers"][0]
+    assert 0 <= took["packing_s"] <= took["answer_s"] - took["ttft_s"]
     assert {"title", "pages", "tokens", "sha256"} <= set(first["document"])
     assert {
         "budget_tokens", "kept_tokens", "kept_fraction", "bytes", "k_bits", "v_bits", "scorer",
@@ -387,7 +389,7 @@ def test_the_answer_formats_of_the_command_are_those_of_the_engine() -> None:
     [
         ["--model", "other"],
         ["--weights", "fp32"],
-        ["--budget", "16"],
+        ["--budget", "160"],
         ["--cache-mb", "5"],
         ["--allocation", "per_layer"],
         ["--scorer", "recency"],
@@ -410,6 +412,68 @@ def test_a_session_is_not_asked_as_if_it_were_read_otherwise(
     code, out, err = ask(capsys, *arguments, *flags, *anew)
     assert (code, out) == (2, None), "not ignored in silence"
     assert flags[0] in err and read["session"][:8] in err and "file" in err
+    if flags[0] != "--password":
+        assert f"not with {' '.join(flags)}." in err, "as it was typed"
+    else:
+        assert "secret" not in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--scorer", "h2o"], "no scorer 'h2o'"),
+        (["--budget", "5"], "A budget of 5 entries is too small"),
+        (["--kv-bits", "9"], "'9'"),
+    ],
+)
+@pytest.mark.parametrize("command", [["ingest"], ["ask", "-q", "Who?"]])
+def test_what_no_model_could_do_is_refused_before_one_is_loaded(
+    command: list[str],
+    flags: list[str],
+    said: str,
+    typed_book: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def loaded(*given: Any, **how: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("engine.loader.load_model", loaded)
+    code, _, err = ask(capsys, *command, typed_book, "--model", "tiny", *flags)
+    assert code == 2 and said in err
+
+
+def test_a_mistyped_session_is_not_only_called_a_missing_file(
+    typed_book: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, read, _ = ask(capsys, "ingest", typed_book, "--json", *TINY)
+    code, _, err = ask(capsys, "ask", "deadbeef", "-q", "Who?")
+    assert code == 2 and "no session" in err and "`sessions`" in err
+    code, _, err = ask(capsys, "ask", "no such file.pdf", "-q", "Who?")
+    assert code == 3 and "There is no file" in err
+    code, _, err = ask(capsys, "delete", read["session"][:2])
+    assert code == 2 and "too short a beginning" in err
+
+
+def test_sessions_of_one_document_can_be_told_apart(
+    typed_book: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for flags in (["--kv-bits", "16"], ["--kv-bits", "8"]):
+        ask(capsys, "ingest", typed_book, "--json", *TINY, *flags)
+    assert main(["sessions"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len({line.split("  ", 1)[1] for line in lines}) == len(lines) == 2
+    assert all("% kept" in line for line in lines)
+    assert "--kv-bits 8" in lines[0] and "--kv-bits 16" in lines[1]
+
+
+def test_a_desk_is_not_opened_for_a_model_that_is_none(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.desk.server.serve", lambda *given, **how: None)
+    assert main(["ui", "--no-browser", "--model", "qwen2.5-codr"]) == 4
+    assert "Did you mean" in capsys.readouterr().err
+    assert main(["ui", "--no-browser", "--model", "smollm2-135m"]) == 0
 
 
 def test_a_session_is_asked_with_the_flags_that_it_was_read_with(

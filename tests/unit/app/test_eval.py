@@ -153,7 +153,7 @@ def test_what_is_kept_above_a_share_is_said_once(
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["--scorers", "none_such"], 4, "no scorer 'none_such'"),
+        (["--scorers", "none_such"], 2, "no scorer 'none_such'"),
         (["--oracle", "none_such"], 4, "no oracle 'none_such'"),
         (["--kept", "1.5"], 2, "1.5"),
         (["--no-full"], 2, "full reading"),

@@ -30,6 +30,29 @@ with StopSwitch():
 """
 
 
+# Heeds the first Ctrl-C, and ends by the second.
+TWICE = """
+import signal, time
+from app.commands.interrupts import StopSwitch
+with StopSwitch() as stop:
+    stop()
+    signal.raise_signal(signal.SIGINT)
+    time.sleep(0.3)
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        print("ended")
+    time.sleep(0.3)
+"""
+
+
+def test_the_second_interrupt_ends_it_without_a_traceback() -> None:
+    command = [sys.executable, "-c", TWICE]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.stdout == "ended\n" and "Ctrl-C again" in ended.stderr
+    assert "Traceback" not in ended.stderr and "Exception ignored" not in ended.stderr
+
+
 @pytest.mark.parametrize("command", [["ingest"], ["ask", "-q", "Who?"]])
 def test_before_the_reading_one_interrupt_is_the_end(
     command: list[str],

@@ -99,7 +99,9 @@ def test_a_damaged_session_names_the_file_and_our_own_flag() -> None:
 
 def test_a_locked_document_names_the_flag() -> None:
     message = explain(ingest_errors.PasswordRequired("It is encrypted.", "Enter its password."))
-    assert message is not None and str(message) == "It is encrypted. Give it with --password."
+    assert message is not None and str(message) == (
+        "It is encrypted. Give the password with --password."
+    )
 
 
 def test_the_file_that_the_system_refused_is_named() -> None:

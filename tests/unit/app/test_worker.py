@@ -318,7 +318,9 @@ def test_a_stopped_reading_is_cancelled_and_can_be_read_on(
 
 def test_a_refusal_is_a_sentence_with_its_class(worker: Worker) -> None:
     view = ended(worker, worker.submit_ingest("secret.pdf"))
-    assert view.state == "failed" and view.message == "It is protected. Give it with --password."
+    assert view.state == "failed" and view.message == (
+        "It is protected. Give the password with --password."
+    )
     assert view.result == {"error": "PasswordRequired"}
 
 

@@ -169,7 +169,7 @@ def test_a_bad_profile_is_refused(kept: tuple[float, ...], n: int) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"budget_tokens": 6}, "must be above 6"),
+        ({"budget_tokens": 6}, "6 at a text.s beginning and end are always kept"),
         ({"head_floor": 1.5}, "head_floor 1.5"),
         ({"allocation": "fair"}, "fair"),
         ({"positions": "wild"}, "wild"),

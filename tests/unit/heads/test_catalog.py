@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.errors import ModelDownloadFailed, ScorerUnavailable
+from engine.errors import InvalidSetting, ModelDownloadFailed, ScorerUnavailable
 from heads import catalog
 from heads.catalog import (
     default_scorer,
@@ -79,7 +79,7 @@ def test_a_file_of_heads_is_a_scorers_name(tmp_path: Path) -> None:
 
 def test_a_scorer_that_cannot_be_had_says_what_can(shipped: Path, tmp_path: Path) -> None:
     model: Any = tiny_model()
-    with pytest.raises(ScorerUnavailable, match="no scorer 'none_such'") as odd:
+    with pytest.raises(InvalidSetting, match="no scorer 'none_such'") as odd:
         make_scorer("none_such", model)
     for kind in ("retaining", "locret"):
         with pytest.raises(ScorerUnavailable, match=f"no {kind} heads for the model tiny") as none:
