@@ -57,7 +57,7 @@ def choose_decoder(
             ) from problem
     format = pick_answer_format(cache_file).name
     if not fits(model, format):
-        need = packed_nbytes(model, format)
+        need = packed_nbytes(model.geometry, format)
         size = f"{need >> 20} MiB of {format} weights beside it would not fit"
         return _stock(model, f"Answers through the model's own modules: {size}.")
     try:

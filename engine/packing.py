@@ -13,6 +13,7 @@ from engine.memory import available_memory
 from engine.weights import linear_parameters
 
 if TYPE_CHECKING:
+    from engine.geometry import ModelGeometry
     from engine.loader import LoadedModel
 
 MEMORY_SHARE = 0.5  # of the free memory that copies nobody asked for may take
@@ -38,9 +39,8 @@ def packed(model: LoadedModel, format: LeanFormat) -> LeanDecoder:
         return made[format]
 
 
-def packed_nbytes(model: LoadedModel, format: str) -> int:
+def packed_nbytes(geometry: ModelGeometry, format: str) -> int:
     """What the copies take, about."""
-    geometry = model.geometry
     return _WIDTH[format] * (
         linear_parameters(geometry) + geometry.vocab_size * geometry.hidden_size
     )
@@ -55,4 +55,4 @@ def fits(model: LoadedModel, format: str) -> bool:
     """Whether the copies are there, or take no more than their share of the free memory."""
     if is_packed(model, format):
         return True
-    return packed_nbytes(model, format) <= MEMORY_SHARE * available_memory("cpu")
+    return packed_nbytes(model.geometry, format) <= MEMORY_SHARE * available_memory("cpu")

@@ -30,7 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "name", nargs="?", type=readable, metavar="NAME", help="model to get, or to show"
     )
     group = parser.add_argument_group("what `show` adds up")
-    group.add_argument("--weights", choices=("fp32", "bf16", "int8", "nf4"), default="nf4")
+    group.add_argument(
+        "--weights",
+        choices=("fp32", "bf16", "int8", "nf4"),
+        help="default: what this machine takes; nf4 on the card that --memory stands for",
+    )
     group.add_argument("--budget", type=positive, metavar="TOKENS", help="default: the model's own")
     group.add_argument("--chunk", type=positive, default=CHUNK_TOKENS, metavar="TOKENS")
     group.add_argument(
@@ -203,11 +207,14 @@ def _show(args: argparse.Namespace, paths: DataPaths) -> int:
     device = pick_device("auto")
     room = given or available_bytes(device)
     # Memory that is named is a card's as a rule.
-    in_tiles = device == "cpu" and not given
-    parts = memory_sum(spec, args.weights, budget, args.chunk, quant, scorer, in_tiles=in_tiles)
+    on_this_cpu = device == "cpu" and not given
+    weights = args.weights or ("nf4" if given else _weights_here(spec, device, paths))
+    parts = memory_sum(spec, weights, budget, args.chunk, quant, scorer, in_tiles=on_this_cpu)
+    if on_this_cpu and weights in ("fp32", "bf16"):
+        parts["answers"] = _answers_nbytes(spec, paths)
     report = {
         "name": spec.name,
-        "weights": args.weights,
+        "weights": weights,
         "budget_tokens": budget,
         "chunk_tokens": args.chunk,
         "scorer": scorer,
@@ -223,6 +230,28 @@ def _show(args: argparse.Namespace, paths: DataPaths) -> int:
     else:
         _print_sum(report)
     return 0
+
+
+def _weights_here(spec: ModelSpec, device: str, paths: DataPaths) -> str:
+    """What the model's weights would be in on this machine."""
+    from engine.numeric import CACHE_NAME
+    from engine.weights import choose_weights
+
+    cache_file = paths.models / CACHE_NAME
+    return choose_weights(
+        "auto", device, spec.geometry, tied=spec.tied, cache_file=cache_file
+    ).weights
+
+
+def _answers_nbytes(spec: ModelSpec, paths: DataPaths) -> int:
+    """Of the copies that answers are computed from on this CPU, where there is room for them."""
+    from app.memory import available_bytes
+    from engine.numeric import CACHE_NAME, pick_answer_format
+    from engine.packing import MEMORY_SHARE, packed_nbytes
+
+    format = pick_answer_format(paths.models / CACHE_NAME).name
+    nbytes = packed_nbytes(spec.geometry, format)
+    return nbytes if nbytes <= MEMORY_SHARE * available_bytes("cpu") else 0
 
 
 def _print_sum(report: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ import kernels
 from app.cli import build_parser, main
 from app.commands import ask as commands_ask
 from app.progress import ProgressLine, RateMeter, clock_text
+from engine.device import pick_device
 from engine.registry import find
 from tests.unit.app.tiny_reader import BOOK, use_tiny_model
 
@@ -349,6 +350,22 @@ def test_the_sum_counts_the_heads_that_would_be_loaded(capsys: pytest.CaptureFix
     assert main(["models", "show", "qwen2.5-coder-0.5b", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["scorer"] == "retaining" and report["terms_bytes"]["heads"] > 20e6
+
+
+def test_the_sum_is_of_what_this_machine_would_take(capsys: pytest.CaptureFixture[str]) -> None:
+    """On a CPU that is no nf4, and copies are packed beside the weights for answering."""
+    assert main(["models", "show", "smollm2-135m", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    if pick_device("auto") != "cpu":
+        pytest.skip("the sum is of a card here")
+    assert found["weights"] in ("fp32", "bf16")
+    n_bytes = {"fp32": 4, "bf16": 2}[found["weights"]]
+    assert found["terms_bytes"]["weights"] == pytest.approx(n_bytes * 134.5e6, rel=0.01)
+    assert 0.9 * 134.5e6 < found["terms_bytes"]["answers"] < 2.1 * 134.5e6
+    assert found["total_bytes"] == sum(found["terms_bytes"].values())
+    assert main(["models", "show", "smollm2-135m", "--weights", "nf4", "--json"]) == 0
+    small = json.loads(capsys.readouterr().out)
+    assert small["weights"] == "nf4" and "answers" not in small["terms_bytes"]
 
 
 @pytest.mark.parametrize("memory", ["nan", "inf", "0", "-1", "much"])
