@@ -65,7 +65,7 @@ def import_session(library: Library, file: Path) -> SessionRecord:
         with zipfile.ZipFile(file) as archive:
             return _Import(library, archive).run()
     except zipfile.BadZipFile as error:
-        raise refused(f"{file.name} is not a session file ({error})") from error
+        raise refused(f"{file.name} is no whole session file ({error})") from error
 
 
 class _Import:

@@ -83,9 +83,13 @@ def page_range(text: str) -> tuple[int, int]:
     try:
         pages = (int(first), int(last if dash else first))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a page range like 10-20") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not one range of pages, like 10-20 or 7"
+        ) from None
     if not 1 <= pages[0] <= pages[1]:
-        raise argparse.ArgumentTypeError(f"{text!r} does not ascend from page 1")
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: pages count from 1, and the smaller comes first, as in 10-20"
+        )
     return pages
 
 
