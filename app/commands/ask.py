@@ -98,7 +98,7 @@ def open_any(
             return reader.reopen(record.id, reread=args.reread, on_progress=progress, stop=stop)
         if _like_an_id(name):
             raise NoSuchSession(
-                f"There is no file {name}, and no session whose id it is or alone begins so.",
+                f"There is neither a file {name} nor one session whose id begins so.",
                 "Check the path, or list sessions with the command `sessions`.",
             )
     return reader.open(

@@ -243,7 +243,8 @@ def describe_session(session: OpenSession) -> None:
     )
     warnings = session.document.warnings
     for warning in warnings[:SHOWN_WARNINGS]:
-        page = f" (page {warning.page})" if warning.page else ""
+        named = warning.message.startswith(f"Page {warning.page} ")
+        page = f" (page {warning.page})" if warning.page and not named else ""
         say(f"note: {warning.message}{page}")
     if len(warnings) > SHOWN_WARNINGS:
         say(f"note: and {len(warnings) - SHOWN_WARNINGS} more, see --json")

@@ -48,7 +48,7 @@ def plan_card(plan: dict[str, Any]) -> str:
         ("Time to read", "unknown" if seconds is None else duration(seconds), once),
         ("Memory", size(plan["memory_bytes"]), f"{size(plan['available_memory_bytes'])} free"),
         ("Kept in memory", size(plan["cache_bytes"]), kept),
-        ("Disk", size(plan["disk_bytes"]), f"to be free; {size(plan['free_disk_bytes'])} are"),
+        ("Room on the disk", size(plan["disk_bytes"]), f"{size(plan['free_disk_bytes'])} free"),
     ]
     cells = "".join(
         f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}"

@@ -465,7 +465,7 @@ def test_a_mistyped_session_is_not_only_called_a_missing_file(
 ) -> None:
     _, read, _ = ask(capsys, "ingest", typed_book, "--json", *TINY)
     code, _, err = ask(capsys, "ask", "deadbeef", "-q", "Who?")
-    assert code == 2 and "no session" in err and "`sessions`" in err
+    assert code == 2 and "nor one session" in err and "`sessions`" in err
     code, _, err = ask(capsys, "ask", "no such file.pdf", "-q", "Who?")
     assert code == 3 and "There is no file" in err
     code, _, err = ask(capsys, "delete", read["session"][:2])
