@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app.desk import words
 from app.errors import BadPageRange, DocumentTooLong
 from app.memory import available_bytes
 from app.paths import DataPaths
@@ -227,12 +228,6 @@ def check_fits(plan: Plan) -> None:
         )
 
 
-def _size(nbytes: int) -> str:
-    """In MiB, with a digit more where there are few."""
-    n_mib = nbytes / MIB
-    return f"{n_mib:.0f} MiB" if n_mib >= 10 else f"{n_mib:.1f} MiB"
-
-
 def cost_line(plan: Plan) -> str:
     """What a reading that begins will take, in one sentence."""
     time = "" if plan.seconds is None else f", about {_about(plan.seconds)}"
@@ -246,8 +241,8 @@ def cost_line(plan: Plan) -> str:
     else:
         what = f"To be read for the second time: {plan.n_tokens:,} tokens"
     return (
-        f"{what}, about {_size(plan.cache_bytes)} kept in memory and on the disk "
-        f"({_size(plan.disk_bytes)} to be free there){time}."
+        f"{what}, about {words.size(plan.cache_bytes)} kept in memory and on the disk "
+        f"({words.size(plan.disk_bytes)} to be free there){time}."
     )
 
 

@@ -46,6 +46,11 @@ def packed_nbytes(geometry: ModelGeometry, format: str) -> int:
     )
 
 
+def has_room(geometry: ModelGeometry, format: str) -> bool:
+    """Whether the copies would take no more than their share of the free memory."""
+    return packed_nbytes(geometry, format) <= MEMORY_SHARE * available_memory("cpu")
+
+
 def is_packed(model: LoadedModel, format: str) -> bool:
     """Whether the copies are there."""
     return format in _made.get(model.model, {})
@@ -53,6 +58,4 @@ def is_packed(model: LoadedModel, format: str) -> bool:
 
 def fits(model: LoadedModel, format: str) -> bool:
     """Whether the copies are there, or take no more than their share of the free memory."""
-    if is_packed(model, format):
-        return True
-    return packed_nbytes(model.geometry, format) <= MEMORY_SHARE * available_memory("cpu")
+    return is_packed(model, format) or has_room(model.geometry, format)

@@ -245,13 +245,11 @@ def _weights_here(spec: ModelSpec, device: str, paths: DataPaths) -> str:
 
 def _answers_nbytes(spec: ModelSpec, paths: DataPaths) -> int:
     """Of the copies that answers are computed from on this CPU, where there is room for them."""
-    from app.memory import available_bytes
     from engine.numeric import CACHE_NAME, pick_answer_format
-    from engine.packing import MEMORY_SHARE, packed_nbytes
+    from engine.packing import has_room, packed_nbytes
 
     format = pick_answer_format(paths.models / CACHE_NAME).name
-    nbytes = packed_nbytes(spec.geometry, format)
-    return nbytes if nbytes <= MEMORY_SHARE * available_bytes("cpu") else 0
+    return packed_nbytes(spec.geometry, format) if has_room(spec.geometry, format) else 0
 
 
 def _print_sum(report: dict[str, Any]) -> None:

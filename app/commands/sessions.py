@@ -36,12 +36,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _facts(record: SessionRecord) -> list[str]:
     """What tells sessions apart, those of one document too."""
-    pages = record.first_page, record.last_page
-    part = [] if pages == (1, record.n_pages) else ["{} {}-{}".format(record.page_kind, *pages)]
-    facts = [*part, f"{record.n_tokens} tokens"]
+    facts = [words.stretch(record), f"{record.n_tokens} tokens"]
     if record.state != SESSION_READING:
-        facts.append(f"{record.kept_fraction:.1%} kept")
-        facts.append(f"{record.nbytes / 2**20:.1f} MiB")
+        facts += [f"{record.kept_fraction:.1%} kept", words.size(record.nbytes)]
     bits = record.settings.get("kv_bits")
     facts += [f"--kv-bits {bits}"] if bits else []
     return [*facts, words.count(record.n_questions, "question"), record.model]

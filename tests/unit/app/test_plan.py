@@ -42,7 +42,7 @@ def test_what_a_reading_takes_is_said_before_it_begins_and_not_at_a_return(
     said = [text for text in announced if text.startswith("To be read: ")]
     assert said == [cost_line(plan)] and announced[0] == said[0]
     assert (
-        f"{plan.n_tokens:,} tokens" in said[0] and "MiB kept in memory and on the disk (" in said[0]
+        f"{plan.n_tokens:,} tokens" in said[0] and "B kept in memory and on the disk (" in said[0]
     )
     announced.clear()
     assert reader.open(book).reused and not announced
